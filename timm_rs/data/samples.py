@@ -1,0 +1,148 @@
+"""One view of every dataset: encoded images and labels by index, whatever they are stored in."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from timm.data import ImageDataset
+
+from timm_rs.errors import UserError
+
+Order = npt.NDArray[np.int64]
+
+
+class Samples:
+    """A dataset of images and class indices, read one at a time and in any order, from any process.
+
+    `classes` maps the names of the classes to their indices; it is empty where the data only has numbers.
+    """
+
+    classes: dict[Any, int]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> tuple[bytes | Image.Image, Any]:
+        """The encoded image (or a decoded one, where the dataset has no other) and its label.
+
+        Raises OSError (or tarfile's errors) for what cannot be read.
+        """
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What people find the image by: its path, or its name within an archive, or just its number."""
+        raise NotImplementedError
+
+    def targets(self) -> list[int]:
+        """The class index of every image, without reading any. Raises UserError where labels come with the images."""
+        raise NotImplementedError
+
+    def epoch_order(self, rng: np.random.Generator) -> Order:
+        """The indices of all images, shuffled for one epoch: every image once."""
+        return rng.permutation(len(self))
+
+
+class TimmSamples(Samples):
+    """The samples of timm's `ImageDataset`: folders, tar files, and Hugging Face datasets (`hfds/`)."""
+
+    def __init__(self, dataset: ImageDataset):
+        self.reader = dataset.reader
+        self.classes = dict(getattr(self.reader, 'class_to_idx', None)
+                            or getattr(self.reader, 'class_name_to_idx', None) or {})
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> tuple[bytes, Any]:
+        file, target, *_ = self.reader[index]
+        with file:
+            return file.read(), target
+
+    def name(self, index: int) -> str:
+        return str(self.reader.filename(index, absolute=True) or f'image {index}')
+
+    def targets(self) -> list[int]:
+        if hasattr(self.reader, 'iter_targets'):
+            return list(self.reader.iter_targets())
+        if hasattr(self.reader, 'targets'):
+            return list(map(int, self.reader.targets))
+        return [int(target) for _, target in self.reader.samples]
+
+
+class TorchvisionSamples(Samples):
+    """The samples of a torchvision dataset (`torch/`): files where it lists them, else the images it decodes."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+        self.classes = dict(getattr(dataset, 'class_to_idx', None) or {})
+        self.files = getattr(dataset, 'samples', None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int) -> tuple[bytes | Image.Image, Any]:
+        if self.files is None:
+            image, target = self.dataset[index]
+            return image, target
+        path, target = self.files[index]
+        return Path(path).read_bytes(), target
+
+    def name(self, index: int) -> str:
+        return str(self.files[index][0]) if self.files is not None else f'image {index}'
+
+    def targets(self) -> list[int]:
+        for name in ('targets', 'labels', '_labels'):  # torchvision has no one name for them
+            if (found := getattr(self.dataset, name, None)) is not None:
+                return [int(target) for target in found]
+        raise UserError(f'{type(self.dataset).__name__} of torchvision does not list its labels')
+
+
+class Subset(Samples):
+    """Some of the samples of another dataset, at `indices`, in that order."""
+
+    def __init__(self, samples: Samples, indices: Sequence[int]):
+        self.samples, self.indices = samples, np.asarray(indices, np.int64)
+        self.classes = samples.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[bytes | Image.Image, Any]:
+        return self.samples.read(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.samples.name(int(self.indices[index]))
+
+    def targets(self) -> list[int]:
+        targets = self.samples.targets()
+        return [targets[index] for index in self.indices]
+
+    def epoch_order(self, rng: np.random.Generator) -> Order:
+        """As the whole dataset would be read, which for shards is from front to back, without the others."""
+        place = np.full(len(self.samples), -1)
+        place[self.indices] = np.arange(len(self))
+        order = place[self.samples.epoch_order(rng)]
+        return order[order >= 0]
+
+
+class PilDataset:
+    """`samples` as a map-style dataset of PIL images, in timm's manner, for timm's own loader."""
+
+    def __init__(self, samples: Samples, mode: str = 'RGB'):
+        self.samples, self.mode = samples, mode
+        self.transform: Any = None
+        self.target_transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        source, target = self.samples.read(index)
+        image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source))
+        image = image.convert(self.mode)
+        return (self.transform(image) if self.transform else image,
+                self.target_transform(target) if self.target_transform else target)
