@@ -5,17 +5,20 @@ Source: tensorflow/tpu, models/official/resnet/resnet_preprocessing.py, and the 
 TensorFlow computes. differs from the paper: images are decoded by whatever the dataset uses, not by TensorFlow.
 """
 
+import functools
 from typing import TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
-from timm_rs.data.randaugment import Pixels, check_image
+from timm_rs.data.decode import Box, Pixels, check_image
 
 Floats: TypeAlias = npt.NDArray[np.float32]
-Box: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
+
+cv2.setNumThreads(0)  # as in randaugment.py
 
 ATTEMPTS = 10
 MIN_COVERED = 0.1  # of the whole image, which the release passes as the object to keep in view
@@ -55,17 +58,24 @@ class TrainCrop:
         """
         check_image(image)
         rng = np.random.default_rng(seed)
-        height, width, _ = image.shape
-        box = sample_crop(height, width, rng, self.scale, self.ratio)
-        resized = resize_bicubic(
-            crop(image, box or centre_box(height, width, self.size, self.crop_pct)), self.size, self.size)
+        return self.finish(crop(image, self.box(*image.shape[:2], rng)), rng)
+
+    def box(self, height: int, width: int, rng: np.random.Generator) -> Box:
+        """The first half, for who decodes no more than the crop: where it is in an image of `height` x `width`."""
+        return sample_crop(height, width, rng, self.scale, self.ratio) or centre_box(
+            height, width, self.size, self.crop_pct)
+
+    def finish(self, cropped: Pixels, rng: np.random.Generator) -> Pixels:
+        """The second half: (size, size, 3) uint8 from what is in the box, with the `rng` that `box` left."""
+        columns = _resized_columns(cropped, self.size, self.size)
+        columns = to_uint8(round_to_bfloat16(columns) if self.bfloat16 else columns)
         if rng.random() < self.hflip:
-            resized = resized[:, ::-1]
-        return to_uint8(round_to_bfloat16(resized) if self.bfloat16 else resized)
+            columns = columns[::-1].copy()
+        return _upright(columns)
 
 
 class EvalCrop:
-    """The centre of an RGB PIL image, in one step to `size` x `size` pixels."""
+    """The centre of an RGB image, in one step to `size` x `size` pixels: a PIL image, or in halves as `TrainCrop`."""
 
     def __init__(self, size: int, crop_pct: float = 0.875):
         self.size, self.crop_pct = size, crop_pct
@@ -77,11 +87,16 @@ class EvalCrop:
         """Raises ValueError for an image that is not RGB."""
         pixels = np.asarray(image)
         check_image(pixels)
-        height, width, _ = pixels.shape
-        box = centre_box(height, width, self.size, self.crop_pct)
+        return Image.fromarray(self.finish(crop(pixels, self.box(*pixels.shape[:2]))))
+
+    def box(self, height: int, width: int) -> Box:
+        """Where the centre is in an image of `height` x `width`."""
+        return centre_box(height, width, self.size, self.crop_pct)
+
+    def finish(self, cropped: Pixels) -> Pixels:
+        """(size, size, 3) uint8 from what is in the box."""
         # differs from the paper: rounded to uint8, which is how batches travel here; the release keeps fractions.
-        resized = np.rint(resize_bicubic(crop(pixels, box), self.size, self.size))
-        return Image.fromarray(to_uint8(resized))
+        return _upright(to_uint8(np.rint(_resized_columns(cropped, self.size, self.size))))
 
 
 def sample_crop(
@@ -137,37 +152,56 @@ def resize_bicubic(image: Pixels, height: int, width: int) -> Floats:
     That is the kernel with a = -0.75 looked up in a table, no antialiasing, and no half-pixel centres: output pixel i
     is taken at i*scale, where PIL, OpenCV and torch take (i+0.5)*scale - 0.5.
     """
-    lines = _resize_lines(image.astype(np.float32), height)
-    return cv2.transpose(_resize_lines(cv2.transpose(lines), width))
+    return _upright(_resized_columns(image, height, width))
 
 
 def round_to_bfloat16(values: Floats) -> Floats:
     """The nearest bfloat16 of each value (ties to even), still as float32."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+    return torch.from_numpy(values).bfloat16().float().numpy()
 
 
 def to_uint8(values: Floats) -> Pixels:
     """`values` clipped to 0..255, fractions dropped, as TensorFlow's cast."""
-    return np.clip(values, 0, 255).astype(np.uint8)
+    return torch.from_numpy(values).clamp(0, 255).numpy().astype(np.uint8)
 
 
-def _resize_lines(values: Floats, after: int) -> Floats:
-    """Each of `after` lines from the four around its place in `values`, with weights that need not sum to 1.
+def _resized_columns(image: Pixels, height: int, width: int) -> Floats:
+    """`image` resized, but lying on its side: (width, 3, height), so that both axes were resized as whole lines."""
+    rows = _resize_lines(image.reshape(len(image), -1), height)
+    columns = _resize_lines(cv2.transpose(rows).reshape(-1, 3 * height), width)
+    return columns.reshape(width, 3, height)
+
+
+def _upright(columns: npt.NDArray) -> npt.NDArray:
+    """(height, width, 3) from (width, 3, height)."""
+    width, _, height = columns.shape
+    return cv2.transpose(columns.reshape(-1, height)).reshape(height, width, 3)
+
+
+def _resize_lines(lines: npt.NDArray, after: int) -> Floats:
+    """Each of `after` lines from the four around its place in `lines`, with weights that need not sum to 1.
 
     The sum runs in TensorFlow's order: a flat area may end a hair below its value, and so lose a whole level.
+    Products are rounded before they are added, so nothing here may fuse the two (`torch.addcmul` does).
     """
-    before = len(values)
+    sources, weights = _taps(len(lines), after)
+    terms = torch.mul(torch.from_numpy(lines.take(sources, axis=0, mode='clip')), weights).view(4, after, -1)
+    total = terms[0]
+    for term in terms[1:]:
+        total += term
+    return total.numpy()
+
+
+@functools.lru_cache(maxsize=1024)  # of a few kB each
+def _taps(before: int, after: int) -> tuple[npt.NDArray[np.intp], torch.Tensor]:
+    """The lines that `after` lines come from, (4 * after), -1 and `before` standing for the edge, and their weights."""
     places = np.arange(after, dtype=np.float32) * (np.float32(before) / np.float32(after))
     first = np.floor(places)
     near = np.rint((places - first) * _TABLE_SIZE).astype(int)
     far = _TABLE_SIZE - near
-    total, term = np.zeros((2, after, *values.shape[1:]), np.float32)
-    for shift, weights in ((-1, _FAR[near]), (0, _NEAR[near]), (1, _NEAR[far]), (2, _FAR[far])):
-        values.take(first.astype(int) + shift, axis=0, out=term, mode='clip')  # the edge repeats
-        term *= weights[:, None, None]
-        total += term
-    return total
+    sources = first.astype(np.intp) + np.arange(-1, 3)[:, None]
+    weights = np.concatenate((_FAR[near], _NEAR[near], _NEAR[far], _FAR[far]))
+    return sources.ravel(), torch.from_numpy(weights)[:, None]
 
 
 def _cubic(a: float = -0.75) -> tuple[Floats, Floats]:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]
+from timm_rs.data.decode import Pixels, check_image
+
 Matrix: TypeAlias = tuple[float, float, float, float, float, float]
 
 # A data worker is one core, and OpenCV's own threads do not survive the fork that makes one.
@@ -159,14 +160,6 @@ class Seeded:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return Image.fromarray(self.distort(np.asarray(image), int(torch.randint(2**63 - 1, ()))))
-
-
-def check_image(image: Any) -> None:
-    """Raise TypeError unless `image` is a uint8 array, ValueError unless its shape is (H, W, 3) without zeros."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise TypeError(f'an image must be a uint8 array, got {getattr(image, "dtype", type(image).__name__)}')
-    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f'an image must have shape (height, width, 3), got {image.shape}')
 
 
 # ---- operations: (H, W, 3) uint8 in, a new array of the same kind out -------------------------------------------

@@ -1,0 +1,189 @@
+"""From a file's bytes to uint8 pixels: the size first, then only what a crop needs, then one antialiased resize.
+
+Pixels equal those of Pillow's `Image.open(file).convert(mode)`, which is what timm trains on. RGB from JPEG comes from
+libjpeg-turbo itself (simplejpeg), everything else from Pillow, which also decides what is a bad file.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.nn.functional import interpolate
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]  # (height, width, channels)
+Box: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
+
+_START_OF_SCAN, _PROGRESSIVE = 0xDA, 0xC2
+_FRAMES = 0xC0, 0xC1, _PROGRESSIVE  # all with Huffman codes; the first two are sequential
+
+
+class BadImage(ValueError):
+    """A file that cannot be used; the message is the reason in a few words."""
+
+
+class Picture(Protocol):
+    """An image whose size is known, and whose pixels are decoded when they are asked for."""
+
+    height: int
+    width: int
+
+    def pixels(self, box: Box | None = None, at_least: tuple[int, int] | None = None) -> Pixels:
+        """What is inside `box` (default: everything), (height, width, channels) uint8, maybe a view of more.
+
+        With `at_least` (height, width), a JPEG may come at a half, a quarter or an eighth of its size, which is
+        faster, as long as the box keeps that many pixels. Raises BadImage where only decoding shows that it is one.
+        """
+        ...
+
+
+def open_picture(source: bytes | Image.Image, mode: str = 'RGB') -> Picture:
+    """The image in a file's bytes, or an open Pillow image, as `mode`: any of Pillow's with 8 bits per channel.
+
+    Like timm, this does not turn images as their EXIF data says. 16-bit grayscale keeps its high byte, where Pillow
+    would clip. Raises BadImage for what is no image, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+    """
+    if isinstance(source, Image.Image):
+        return _PillowPicture(source, mode)
+    frame = _find_frame(source) if mode == 'RGB' else None
+    return _JpegPicture(source, *frame) if frame else _PillowPicture(_open(source), mode)
+
+
+def resize(pixels: Pixels, height: int, width: int, interpolation: str = 'bicubic') -> Pixels:
+    """`pixels` (H, W, 1 or 3) as (`height`, `width`, 1 or 3), antialiased, within one level of Pillow's result.
+
+    `interpolation`: nearest, box, bilinear, hamming, bicubic or lanczos; else ValueError.
+    """
+    if interpolation in ('bilinear', 'bicubic'):
+        own = torch.from_numpy(pixels if pixels.flags.carray else pixels.copy())  # torch warns of read-only arrays
+        resized = interpolate(own.permute(2, 0, 1)[None], (height, width), mode=interpolation, antialias=True)
+        return resized[0].permute(1, 2, 0).numpy()
+    try:
+        resample = Image.Resampling[interpolation.upper()]
+    except KeyError:
+        raise ValueError(f'unknown interpolation {interpolation}') from None
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return _channels_last(np.array(image.resize((width, height), resample)))
+
+
+def check_image(image: Any) -> None:
+    """Raise TypeError unless `image` is a uint8 array, ValueError unless its shape is (H, W, 3) without zeros."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        raise TypeError(f'an image must be a uint8 array, got {getattr(image, "dtype", type(image).__name__)}')
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f'an image must have shape (height, width, 3), got {image.shape}')
+
+
+# ---- JPEG by libjpeg-turbo --------------------------------------------------------------------------------------
+
+class _JpegPicture:
+    def __init__(self, data: bytes, frame: int, height: int, width: int, one_pass: bool):
+        """`frame` is where the frame header starts, `one_pass` whether all rows come in their order."""
+        _check_size(height, width)
+        self.data, self.frame, self.height, self.width, self.one_pass = data, frame, height, width, one_pass
+
+    def pixels(self, box: Box | None = None, at_least: tuple[int, int] | None = None) -> Pixels:
+        top, left, height, width = box or (0, 0, self.height, self.width)
+        shrink = 1
+        if at_least:
+            shrink = next((by for by in (8, 4, 2) if height // by >= at_least[0] and width // by >= at_least[1]), 1)
+        data, rows = self.data, top + height + 2 * shrink  # smoothing looks at the next row of chroma
+        if not self.one_pass or rows > self.height:
+            rows = self.height
+        else:  # a header that promises fewer rows is all it takes to stop early
+            data = b''.join((data[:self.frame + 5], rows.to_bytes(2, 'big'), memoryview(data)[self.frame + 7:]))
+        try:  # not strict: left over rows count as an error, and Pillow, too, lets pass what can be mended
+            if shrink == 1:
+                return simplejpeg.decode_jpeg(data, strict=False)[top:top + height, left:left + width]
+            pixels = simplejpeg.decode_jpeg(
+                data, strict=False, min_height=-(-rows // shrink), min_width=-(-self.width // shrink))
+        except ValueError:
+            return _PillowPicture(_open(self.data), 'RGB').pixels(box)
+        top, bottom, left, right = (
+            (edge + shrink // 2) // shrink for edge in (top, top + height, left, left + width))
+        return pixels[top:bottom, left:right]
+
+
+def _find_frame(data: bytes) -> tuple[int, int, int, bool] | None:
+    """What `_JpegPicture` needs to know, or None for what is better left to Pillow.
+
+    That is everything but complete JPEGs of 8 bits with one or three channels and Huffman codes.
+    """
+    if data[:2] != b'\xff\xd8' or data[-2:] != b'\xff\xd9':
+        return None
+    at, end, frame = 2, len(data) - 10, 0
+    while at < end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in _FRAMES:
+            frame = at
+        elif marker == _START_OF_SCAN:
+            break
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    else:
+        return None
+    bits, channels = data[frame + 4], data[frame + 9]
+    height, width = data[frame + 5] << 8 | data[frame + 6], data[frame + 7] << 8 | data[frame + 8]
+    if not frame or bits != 8 or channels not in (1, 3) or not height or not width:
+        return None
+    return frame, height, width, data[frame + 1] != _PROGRESSIVE and data[at + 4] == channels
+
+
+# ---- everything else by Pillow ----------------------------------------------------------------------------------
+
+class _PillowPicture:
+    def __init__(self, image: Image.Image, mode: str):
+        self.image, self.mode = image, mode
+        self.width, self.height = image.size
+        _check_size(self.height, self.width)
+
+    def pixels(self, box: Box | None = None, at_least: tuple[int, int] | None = None) -> Pixels:
+        top, left, height, width = box or (0, 0, self.height, self.width)
+        with _pillow_deciding():
+            image = self.image
+            image.load()
+            if image.mode == 'I' or image.mode.startswith('I;16'):
+                image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+            pixels = np.array(image if image.mode == self.mode else image.convert(self.mode))
+        return _channels_last(pixels)[top:top + height, left:left + width]
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage('empty file')
+    with _pillow_deciding():
+        return Image.open(io.BytesIO(data))
+
+
+@contextmanager
+def _pillow_deciding() -> Iterator[None]:
+    """Turn whatever Pillow raises (there is hardly an exception it does not) into BadImage, and keep it quiet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            yield
+        except MemoryError:
+            raise
+        except UnidentifiedImageError as error:
+            raise BadImage('not an image') from error
+        except Image.DecompressionBombError as error:
+            raise BadImage(f'{re.findall("[0-9]+", str(error))[0]} pixels, more than the '
+                           f'{Image.MAX_IMAGE_PIXELS} allowed') from error
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            raise BadImage('truncated' if 'truncated' in reason.lower() else reason) from error
+
+
+def _check_size(height: int, width: int) -> None:
+    if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
+        raise BadImage(f'{width} x {height} pixels, more than the {Image.MAX_IMAGE_PIXELS} allowed')
+
+
+def _channels_last(pixels: Pixels) -> Pixels:
+    return pixels[..., None] if pixels.ndim == 2 else pixels
