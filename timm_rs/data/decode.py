@@ -57,13 +57,13 @@ def open_picture(source: bytes | Image.Image, mode: str = 'RGB') -> Picture:
 
 
 def resize(pixels: Pixels, height: int, width: int, interpolation: str = 'bicubic') -> Pixels:
-    """`pixels` (H, W, 1 or 3) as (`height`, `width`, 1 or 3), antialiased, within one level of Pillow's result.
+    """`pixels` (H, W, 1 or 3) as (`height`, `width`, 1 or 3), antialiased, within two levels of Pillow's result.
 
     `interpolation`: nearest, box, bilinear, hamming, bicubic or lanczos; else ValueError.
     """
     if interpolation in ('bilinear', 'bicubic'):
         own = torch.from_numpy(pixels if pixels.flags.carray else pixels.copy())  # torch warns of read-only arrays
-        resized = interpolate(own.permute(2, 0, 1)[None], (height, width), mode=interpolation, antialias=True)
+        resized = interpolate(own[None].permute(0, 3, 1, 2), (height, width), mode=interpolation, antialias=True)
         return resized[0].permute(1, 2, 0).numpy()
     try:
         resample = Image.Resampling[interpolation.upper()]

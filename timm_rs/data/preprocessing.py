@@ -6,7 +6,7 @@ TensorFlow computes. differs from the paper: images are decoded by whatever the 
 """
 
 import functools
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 from timm_rs.data.decode import Box, Pixels, check_image
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+Number = TypeVar('Number', np.uint8, np.float32)
 
 cv2.setNumThreads(0)  # as in randaugment.py
 
@@ -58,7 +59,7 @@ class TrainCrop:
         """
         check_image(image)
         rng = np.random.default_rng(seed)
-        return self.finish(crop(image, self.box(*image.shape[:2], rng)), rng)
+        return self.finish(crop(image, self.box(image.shape[0], image.shape[1], rng)), rng)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Box:
         """The first half, for who decodes no more than the crop: where it is in an image of `height` x `width`."""
@@ -68,10 +69,10 @@ class TrainCrop:
     def finish(self, cropped: Pixels, rng: np.random.Generator) -> Pixels:
         """The second half: (size, size, 3) uint8 from what is in the box, with the `rng` that `box` left."""
         columns = _resized_columns(cropped, self.size, self.size)
-        columns = to_uint8(round_to_bfloat16(columns) if self.bfloat16 else columns)
+        pixels = to_uint8(round_to_bfloat16(columns) if self.bfloat16 else columns)
         if rng.random() < self.hflip:
-            columns = columns[::-1].copy()
-        return _upright(columns)
+            pixels = pixels[::-1].copy()
+        return _upright(pixels)
 
 
 class EvalCrop:
@@ -172,13 +173,13 @@ def _resized_columns(image: Pixels, height: int, width: int) -> Floats:
     return columns.reshape(width, 3, height)
 
 
-def _upright(columns: npt.NDArray) -> npt.NDArray:
+def _upright(columns: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """(height, width, 3) from (width, 3, height)."""
     width, _, height = columns.shape
     return cv2.transpose(columns.reshape(-1, height)).reshape(height, width, 3)
 
 
-def _resize_lines(lines: npt.NDArray, after: int) -> Floats:
+def _resize_lines(lines: Pixels | Floats, after: int) -> Floats:
     """Each of `after` lines from the four around its place in `lines`, with weights that need not sum to 1.
 
     The sum runs in TensorFlow's order: a flat area may end a hair below its value, and so lose a whole level.
