@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from timm.data import ImageDataset
+from torch.utils.data import IterableDataset
 
 from timm_rs.errors import UserError
 
@@ -127,6 +128,15 @@ class Subset(Samples):
         place[self.indices] = np.arange(len(self))
         order = place[self.samples.epoch_order(rng)]
         return order[order >= 0]
+
+
+def as_samples(dataset: Any) -> Samples:
+    """What `create_datasets` opened, as `Samples`. Raises UserError for streams, which have no order to read by."""
+    if isinstance(dataset, Samples):
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        raise UserError('this dataset is a stream, whose images have no index; use a folder, a tar, hfds/ or torch/')
+    return TimmSamples(dataset) if isinstance(dataset, ImageDataset) else TorchvisionSamples(dataset)
 
 
 class PilDataset:
