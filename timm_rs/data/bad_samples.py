@@ -1,0 +1,139 @@
+"""Images that cannot be read or decoded: why not, which ones so far, and how many are too many."""
+
+import contextlib
+import csv
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+from timm.data.readers.img_extensions import get_img_extensions
+
+from timm_rs.atomic import atomic_write
+from timm_rs.data.decode import BadImage, open_picture
+from timm_rs.data.samples import Samples
+from timm_rs.errors import UserError
+
+# What `Samples.read` raises for one bad sample. The last two are Pillow's, in torchvision datasets that decode.
+READ_ERRORS = (OSError, EOFError, tarfile.TarError, Image.DecompressionBombError, SyntaxError)
+
+COLUMNS = ('name', 'reason')
+
+
+def problem_of(samples: Samples, index: int, mode: str = 'RGB') -> str | None:
+    """Why image `index` cannot be used, in a few words, or None when it can. Reads and decodes all of it."""
+    try:
+        source, _ = samples.read(index)
+        open_picture(source, mode).pixels()
+    except BadImage as error:
+        return str(error)
+    except READ_ERRORS as error:
+        return why_unreadable(error)
+    return None
+
+
+def why_unreadable(error: Exception) -> str:
+    """One of `READ_ERRORS` in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return 'no such file'
+    if isinstance(error, PermissionError):
+        return 'no permission to read it'
+    if isinstance(error, IsADirectoryError):
+        return 'a directory, not a file'
+    if isinstance(error, tarfile.TarError | EOFError):
+        return f'damaged archive: {error or "unexpected end"}'
+    return getattr(error, 'strerror', None) or str(error) or type(error).__name__
+
+
+def directories_named_like_images(root: str | os.PathLike[str]) -> list[str]:
+    """Directories below `root` named like an image, cat/1.jpg/, with no image in them: timm's reader is silent there.
+
+    Those that do hold images are classes of their own, which the number of classes shows.
+    """
+    extensions = get_img_extensions(as_set=True)
+    found, with_images = [], set()
+    for folder, inside, files in os.walk(root, topdown=False, followlinks=True):  # as timm's reader walks
+        if (any(os.path.splitext(file)[1].lower() in extensions for file in files)
+                or any(os.path.join(folder, name) in with_images for name in inside)):
+            with_images.add(folder)
+        elif folder != os.fspath(root) and os.path.splitext(folder)[1].lower() in extensions:
+            found.append(folder)
+    return sorted(found)
+
+
+def unreadable_rest(archive: str | os.PathLike[str]) -> str | None:
+    """Why no member of the tar file `archive` after some point is seen, or None when all are.
+
+    A damaged header ends the list of members as if it were the end of the file, without an error.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            members = tar.getmembers()
+            with open(archive, 'rb') as file:
+                file.seek(tar.offset)
+                rest = file.read(tarfile.BLOCKSIZE)
+    except READ_ERRORS as error:
+        return why_unreadable(error)
+    if any(rest):
+        return f'damaged archive: what follows {members[-1].name} cannot be read'
+    return None
+
+
+def default_limit(num_samples: int) -> int:
+    """How many bad images a run puts up with unless told: 0.1 % of the data, at least 10."""
+    return max(10, num_samples // 1000)
+
+
+class BadSamples:
+    """The bad images of a run, each once, also in the file `path` (CSV: name, reason) as soon as they are known.
+
+    The file exists once there is something to say. A `resumed` run goes on with the list of before; any other removes
+    it. Raises UserError when the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, limit: int, resumed: bool):
+        self.path, self.limit = path, limit
+        self.reasons: dict[str, str] = {}  # by name
+        with self._user_error():
+            if not resumed:
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                self._read()
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, name: str, reason: str) -> bool:
+        """Put an image on the list; True when it was not there yet."""
+        if name in self.reasons:
+            return False
+        with self._user_error(), open(self.path, 'a', newline='', encoding='utf-8', errors='surrogateescape') as file:
+            writer = csv.writer(file, lineterminator='\n')
+            writer.writerows([COLUMNS, (name, reason)] if file.tell() == 0 else [(name, reason)])
+        self.reasons[name] = reason
+        return True
+
+    def check(self) -> None:
+        """Raise UserError when more than `limit` images are bad."""
+        if len(self) > self.limit:
+            some = '; '.join(f'{name}: {reason}' for name, reason in list(self.reasons.items())[:3])
+            raise UserError(
+                f'{len(self)} images are bad, more than the {self.limit} allowed; the list is in {self.path}; '
+                'tools/scan_dataset.py finds all others: mend or remove them, or raise '
+                f'--max-bad-samples; the first are {some}')
+
+    def _read(self) -> None:
+        with open(self.path, newline='', encoding='utf-8', errors='surrogateescape') as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
+        self.reasons = {name: reason for name, reason in rows if (name, reason) != COLUMNS}
+        # A kill may have left half a row at the end, which the next would be glued to.
+        with atomic_write(self.path, newline='', encoding='utf-8', errors='surrogateescape') as file:
+            csv.writer(file, lineterminator='\n').writerows([COLUMNS, *self.reasons.items()])
+
+    @contextlib.contextmanager
+    def _user_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, csv.Error) as error:
+            raise UserError(f'{self.path} cannot be written: {getattr(error, "strerror", None) or error}') from error
