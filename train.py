@@ -27,8 +27,9 @@ from torch import nn
 
 import timm_rs
 from timm_rs.atomic import atomic_write
+from timm_rs.data.bad_samples import BadSamples, default_limit
 from timm_rs.data.datasets import create_datasets, write_digits
-from timm_rs.data.loader import create_eval_loader, create_train_loader, set_epoch
+from timm_rs.data.loader import create_eval_loader, create_train_loader
 from timm_rs.device import Device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve, to_yaml
@@ -97,6 +98,9 @@ def run_training(recipe: Recipe, device: Device) -> None:
     checkpoints = Checkpoints(folder, recipe.checkpoint_hist, lower_is_better=metric_name.endswith('loss'))
     first_epoch = resume(recipe, training, checkpoints, device, num_updates)
     summary = Summary(folder / 'summary.csv', first_epoch)
+    bad_samples = BadSamples(
+        folder / 'bad_samples.csv', default_limit(len(train_set)) if recipe.max_bad_samples is None else
+        recipe.max_bad_samples, resumed=first_epoch > 0)
     if device.is_primary:
         with atomic_write(folder / 'args.yaml') as file:
             file.write(to_yaml(recipe))
@@ -110,15 +114,18 @@ def run_training(recipe: Recipe, device: Device) -> None:
     try:
         for epoch in range(first_epoch, num_epochs):
             started = time.perf_counter()
-            set_epoch(train_loader, epoch)
+            train_loader.set_epoch(epoch)
             if recipe.mixup_off_epoch and epoch >= recipe.mixup_off_epoch:
-                train_loader.mixup_enabled = False
-            train_loss = train_one_epoch(training, train_loader, recipe, device, epoch, progress)
+                train_loader.stop_mixing()
+            train_loss = train_one_epoch(
+                training, train_loader, recipe, device, epoch, progress,
+                partial(note_bad_samples, train_loader, bad_samples, device, progress))
             row: dict[str, Any] = {'epoch': epoch, 'train_loss': train_loss}
             share_batch_norm(training, recipe, device)
             if (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == num_epochs:
                 if eval_loader is not None:
                     row |= validate(training, eval_loader, recipe, device)
+                    note_bad_samples(eval_loader, bad_samples, device, progress)
                 row['lr'] = optimizer.param_groups[0]['lr']
                 state = checkpoint_state(training, recipe, device)
                 device.on_primary(partial(save_epoch, checkpoints, summary, state, row, metric_name))
@@ -149,17 +156,20 @@ def run_evaluation(path: Path, recipe: Recipe, device: Device) -> None:
     load_weights(model, content[weights], describe(path, content))
     loader = create_eval_loader(validation_set, recipe, data_config, model.num_classes, device)
     metrics = evaluate(model, loader, recipe, device)
+    bad = dict(device.gather(loader.take_problems()))
     results = dict(
         model=recipe.model, checkpoint=path.name, weights='ema' if weights == 'state_dict_ema' else 'raw',
         top1=metrics['top1'], top1_err=100 - metrics['top1'], top5=metrics['top5'], top5_err=100 - metrics['top5'],
-        loss=metrics['loss'], num_samples=len(validation_set), param_count=round(count_parameters(model), 2),
+        loss=metrics['loss'], num_samples=metrics['num_samples'], param_count=round(count_parameters(model), 2),
         img_size=data_config['input_size'][-1], crop_pct=data_config['crop_pct'],
         interpolation=data_config['interpolation'],
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
     if device.is_primary:
+        for name, reason in bad.items():
+            print(f'bad sample, not counted: {name}: {reason}')
         output = path.with_name(path.name.removesuffix(SUFFIX) + '.eval.json')
         print(f'top-1 {metrics["top1"]:.3f} %  top-5 {metrics["top5"]:.3f} %  loss {metrics["loss"]:.4f}  '
-              f'({results["weights"]} weights, {len(validation_set)} images at {results["img_size"]} px)  {output}')
+              f'({results["weights"]} weights, {metrics["num_samples"]} images at {results["img_size"]} px)  {output}')
         try:
             with atomic_write(output) as file:
                 json.dump(results, file, indent=2)
@@ -201,12 +211,23 @@ def prepare_folder(recipe: Recipe, data_config: dict[str, Any]) -> Path:
 
 def validate(training: Training, loader: Any, recipe: Recipe, device: Device) -> dict[str, float]:
     """The summary's columns eval_*: of the weights, or of their average when one is kept (then eval_raw_* besides)."""
-    metrics = evaluate(training.model, loader, recipe, device)
-    if training.ema is None:
-        return {f'eval_{name}': value for name, value in metrics.items()}
-    averaged = evaluate(training.ema.module, loader, recipe, device, label='evaluate EMA')
-    return ({f'eval_{name}': value for name, value in averaged.items()}
-            | {f'eval_raw_{name}': value for name, value in metrics.items()})
+    raw = evaluate(training.model, loader, recipe, device)
+    averaged = raw if training.ema is None else evaluate(
+        training.ema.module, loader, recipe, device, label='evaluate EMA')
+    row = {f'eval_{name}': averaged[name] for name in ('loss', 'top1', 'top5')}
+    return row if averaged is raw else row | {f'eval_raw_{name}': raw[name] for name in ('loss', 'top1', 'top5')}
+
+
+def note_bad_samples(loader: Any, bad_samples: BadSamples, device: Device, progress: Progress) -> None:
+    """Name bad files that `loader` met in any process, each once. Raises UserError when there are too many."""
+    problems = device.gather(loader.take_problems())
+
+    def note() -> None:
+        for name, reason in problems:
+            if bad_samples.add(name, reason):
+                progress.say(f'bad sample, left out: {name}: {reason}')
+        bad_samples.check()
+    device.on_primary(note)
 
 
 def save_epoch(

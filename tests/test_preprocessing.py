@@ -10,7 +10,6 @@ from conftest import TINY
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from timm_rs.data.loader import as_released, released_randaugment
 from timm_rs.data.preprocessing import (
     EvalCrop,
     TrainCrop,
@@ -21,7 +20,9 @@ from timm_rs.data.preprocessing import (
     sample_crop,
     to_uint8,
 )
-from timm_rs.data.randaugment import RandAugment, Seeded
+from timm_rs.data.randaugment import RandAugment
+from timm_rs.data.timm_loader import Seeded, as_released
+from timm_rs.data.transforms import create_transform, released_randaugment
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
 
@@ -140,40 +141,59 @@ def test_what_is_no_rgb_image_is_refused():
 
 # ---- in a recipe ------------------------------------------------------------------------------------------------
 
-DATA = dict(input_size=(3, 32, 32), crop_pct=0.875, interpolation='bicubic', crop_mode='center')
+DATA = dict(input_size=(3, 32, 32), crop_pct=0.875, interpolation='bicubic', crop_mode='center', mean=(0.5,) * 3,
+            std=(0.25,) * 3)
 AA = 'rand-m15-n2-p1.0-mmax15'
 
 
-def steps(recipe, is_training):
-    timms = timm.data.create_transform(
-        32, is_training=is_training, no_aug=recipe.no_aug, auto_augment=recipe.aa, use_prefetcher=True)
-    return timms, as_released(timms, recipe, DATA, is_training).transforms
-
-
-def test_timms_transforms_stay_as_they_are_by_default():
+def test_timms_loader_keeps_timms_transforms_by_default():
     for is_training in (True, False):
-        timms, ours = steps(Recipe(aa=AA), is_training)
-        assert len(ours) == len(timms.transforms)
-        assert all(our is their for our, their in zip(ours, timms.transforms, strict=True))
+        timms = timm.data.create_transform(32, is_training=is_training, auto_augment=AA, use_prefetcher=True)
+        ours = as_released(Recipe(aa=AA), DATA, is_training)
+        assert [type(step) for step in ours.transforms] == [type(step) for step in timms.transforms]
+
+
+def test_timms_loader_can_do_as_the_release_with_random_numbers_from_torch():
+    transform = as_released(Recipe(aa=AA, randaugment='tf'), DATA, is_training=True)
+    assert isinstance(transform, Seeded)
+    image = Image.fromarray(IMAGE)
+    torch.manual_seed(0)
+    one, other = transform(image), transform(image)
+    torch.manual_seed(0)
+    assert torch.equal(one, transform(image)) and not torch.equal(one, other)
+    assert one.dtype == torch.uint8 and one.shape == (3, 32, 32)
 
 
 def test_randaugment_tf_takes_the_place_of_timms_and_its_numbers():
-    timms, ours = steps(Recipe(aa='rand-m13-n3', randaugment='tf'), is_training=True)
-    assert len(ours) == len(timms.transforms) and isinstance(timms.transforms[2], timm.data.RandAugment)
-    assert isinstance(ours[2], Seeded) and isinstance(ours[2].distort, RandAugment)
-    assert (ours[2].distort.magnitude, ours[2].distort.num_layers) == (13, 3)
-    assert ours[:2] == timms.transforms[:2] and ours[3:] == timms.transforms[3:]
+    _, *steps = create_transform(Recipe(aa='rand-m13-n3', randaugment='tf', hflip=0.), DATA, is_training=True).steps
+    timms, *_ = create_transform(Recipe(aa='rand-m13-n3', hflip=0.), DATA, is_training=True).steps
+    (ours,) = create_transform(Recipe(aa='rand-m13-n3', randaugment='tf', hflip=0.), DATA, is_training=True).steps
+    assert steps == [] and isinstance(timms.steps[0], timm.data.RandAugment)
+    assert isinstance(ours, RandAugment) and (ours.magnitude, ours.num_layers) == (13, 3)
 
 
 def test_preprocessing_tf_takes_the_recipes_numbers():
-    recipe = Recipe(preprocessing='tf', randaugment='tf', aa=AA, scale=[0.2, 0.9], ratio=[0.5, 2.0], hflip=0.1)
-    _, (train_crop, randaugment, _) = steps(recipe, is_training=True)
-    prepare = train_crop.distort
-    assert (prepare.size, prepare.scale, prepare.ratio, prepare.hflip) == (32, (0.2, 0.9), (0.5, 2.0), 0.1)
-    assert isinstance(randaugment.distort, RandAugment)
+    recipe = Recipe(preprocessing='tf', randaugment='tf', aa=AA, scale=[0.2, 0.9], ratio=[0.5, 2.0], hflip=0.1,
+                    train_interpolation='bicubic')
+    transform = create_transform(recipe, DATA, is_training=True)
+    crop = transform.crop.crop
+    assert (crop.size, crop.scale, crop.ratio, crop.hflip) == (32, (0.2, 0.9), (0.5, 2.0), 0.1)
+    assert [type(step) for step in transform.steps] == [RandAugment]
     for no_aug, is_training in ((True, True), (False, False)):
-        _, (eval_crop, _) = steps(Recipe(preprocessing='tf', no_aug=no_aug), is_training)
-        assert isinstance(eval_crop, EvalCrop) and (eval_crop.size, eval_crop.crop_pct) == (32, 0.875)
+        recipe = Recipe(preprocessing='tf', no_aug=no_aug, train_interpolation='bicubic')
+        transform = create_transform(recipe, DATA, is_training)
+        assert isinstance(transform.crop.crop, EvalCrop) and transform.steps == ()
+        assert (transform.crop.crop.size, transform.crop.crop.crop_pct) == (32, 0.875)
+
+
+def test_the_loader_gives_the_released_pixels():
+    recipe = Recipe(preprocessing='tf', train_interpolation='bicubic', aa=None, color_jitter=None)
+    image = Image.fromarray(IMAGE)
+    for seed in range(5):
+        np.testing.assert_array_equal(
+            create_transform(recipe, DATA, is_training=True)(image, seed), TrainCrop(32)(IMAGE, seed))
+    np.testing.assert_array_equal(
+        create_transform(recipe, DATA, is_training=False)(image, 0), np.asarray(EvalCrop(32)(image)))
 
 
 @pytest.mark.parametrize('aa', [None, '', 'original', 'rand', 'rand-m15', 'rand-n2', 'rand-m15-n2-mstd0.5',

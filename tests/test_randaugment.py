@@ -7,13 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from timm_rs.data.randaugment import (
     OPERATIONS,
     RandAugment,
-    Seeded,
     contrast,
     grayscale,
     magnitude_for,
@@ -189,18 +186,6 @@ def test_luminance_is_tensorflows_where_the_weights_round_either_way():
     colours = np.uint8([[[255, 255, 255], [0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [1, 1, 1],
                          [5, 49, 41], [10, 98, 82], [16, 218, 140], [20, 196, 164]]])
     np.testing.assert_array_equal(grayscale(colours), [[255, 0, 76, 149, 29, 1, 34, 69, 148, 139]])
-
-
-def test_pil_transform_follows_torchs_random_numbers(image):
-    transform = Seeded(RandAugment(15))
-    torch.manual_seed(3)
-    first = [transform(Image.fromarray(image)).tobytes() for _ in range(8)]
-    torch.manual_seed(3)
-    again = [transform(Image.fromarray(image)).tobytes() for _ in range(8)]
-    assert first == again and len(set(first)) > 4
-    assert 'magnitude=15, num_layers=2' in repr(transform)
-    with pytest.raises(ValueError, match='shape'):
-        transform(Image.fromarray(image).convert('L'))
 
 
 @pytest.mark.slow

@@ -77,6 +77,14 @@ class Device:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all processes, in the order of their ranks."""
+        if not self.is_distributed:
+            return items
+        lists: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(lists, items)
+        return [item for some in lists for item in some]
+
     def on_primary(self, function: Callable[[], Any]) -> Any:
         """Run `function` in the primary process only; every process gets its result, or raises its UserError."""
         result, problem = None, None

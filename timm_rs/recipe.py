@@ -55,8 +55,9 @@ class Recipe:
     data_dir: str | None = knob(
         None, 'dataset root; for image folders it holds train/ and validation/ (or val/)', section='Data')
     dataset: str = knob('', 'timm dataset name: empty for a folder or tar, or hfds/…, hfids/…, tfds/…, wds/…, torch/…')
-    train_split: str = knob('train', 'training split')
-    val_split: str = knob('validation', 'validation split; empty to train without validation')
+    train_split: str = knob('train', 'training split; train-minival: all of it but minival')
+    val_split: str = knob(
+        'validation', 'validation split; empty to train without; minival: a fixed 2 % of the training split')
     train_num_samples: int | None = knob(None, 'samples in the training split, for streamed datasets', low=1)
     val_num_samples: int | None = knob(None, 'samples in the validation split, for streamed datasets', low=1)
     dataset_download: bool = knob(False, 'let torch/ and tfds/ datasets download themselves')
@@ -200,6 +201,15 @@ class Recipe:
     ema_ramp: str = knob(
         'timm', 'curve of model_ema_warmup: timm\'s, or TensorFlow\'s min(decay, (1+t)/(10+t))',
         choices=('timm', 'tf'), block=True)
+    loader: str = knob(
+        'fast', 'fast: partial decoding and arrays; timm: timm\'s own loader (always, where data is streamed)',
+        choices=('fast', 'timm'), block=True)
+    decode: str = knob(
+        'exact', 'scaled: decode training JPEGs at 1/2, 1/4 or 1/8 where the crop stays large enough: faster, but not '
+        'the same pixels', choices=('exact', 'scaled'), block=True)
+    max_bad_samples: int | None = knob(
+        None, 'stop when more images than this cannot be read; when unset, 0.1 % of the data, at least 10', low=0,
+        block=True)
     randaugment: str = knob(
         'timm', 'whose RandAugment: timm\'s, or the authors\' TensorFlow release\'s with the m and n of aa',
         choices=('timm', 'tf'), block=True)

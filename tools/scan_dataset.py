@@ -6,23 +6,16 @@ Exit status: 0 when all are good, 1 when some are bad, 2 when the data or the op
 import dataclasses
 import os
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from timm_rs.data.bad_samples import (
-    BadSamples,
-    directories_named_like_images,
-    problem_of,
-    unreadable_rest,
-    why_unreadable,
-)
+from timm_rs.data.bad_samples import BadSamples, problem_of, unlisted
 from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, _create
 from timm_rs.data.loader import num_workers
-from timm_rs.data.samples import Samples, TimmSamples, as_samples
+from timm_rs.data.samples import Samples, as_samples
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.progress import track
 from timm_rs.recipe import Parser, Recipe
@@ -96,10 +89,7 @@ def open_splits(recipe: Recipe, split: str | None) -> list[tuple[str, Samples]]:
 
 
 def open_split(recipe: Recipe, split: str) -> Samples:
-    try:
-        return as_samples(_create(recipe, split, is_training=False))
-    except tarfile.TarError as error:
-        raise UserError(f'split {split} of {recipe.data_dir} cannot be opened: {why_unreadable(error)}') from error
+    return as_samples(_create(recipe, split, is_training=False))
 
 
 def bad_ones(samples: Samples, recipe: Recipe, split: str) -> Iterator[tuple[str, str]]:
@@ -109,12 +99,7 @@ def bad_ones(samples: Samples, recipe: Recipe, split: str) -> Iterator[tuple[str
     for index, problem in enumerate(track(problems, f'scanning {split}', total=len(samples))):
         if problem:
             yield samples.name(index), problem
-    if isinstance(samples, TimmSamples) and '/' not in recipe.dataset:
-        root = samples.reader.root
-        if os.path.isdir(root):
-            yield from ((path, 'a directory, not a file') for path in directories_named_like_images(root))
-        elif rest := unreadable_rest(root):
-            yield str(root), rest
+    yield from unlisted(samples)
 
 
 class Problems(Dataset[str | None]):

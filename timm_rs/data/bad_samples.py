@@ -6,19 +6,21 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
 from timm_rs.atomic import atomic_write
 from timm_rs.data.decode import BadImage, open_picture
-from timm_rs.data.samples import Samples
+from timm_rs.data.samples import Samples, Subset, TimmSamples
 from timm_rs.errors import UserError
 
 # What `Samples.read` raises for one bad sample. The last two are Pillow's, in torchvision datasets that decode.
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, Image.DecompressionBombError, SyntaxError)
 
 COLUMNS = ('name', 'reason')
+Problem: TypeAlias = tuple[str, str]  # the name of an image, and what is wrong with it
 
 
 def problem_of(samples: Samples, index: int, mode: str = 'RGB') -> str | None:
@@ -44,6 +46,19 @@ def why_unreadable(error: Exception) -> str:
     if isinstance(error, tarfile.TarError | EOFError):
         return f'damaged archive: {error or "unexpected end"}'
     return getattr(error, 'strerror', None) or str(error) or type(error).__name__
+
+
+def unlisted(samples: Samples) -> list[Problem]:
+    """What should have been images of a folder or tar but is not among `samples`, which timm does not tell."""
+    while isinstance(samples, Subset):
+        samples = samples.samples
+    if not isinstance(samples, TimmSamples) or not hasattr(samples.reader, 'samples'):
+        return []
+    root = samples.reader.root
+    if os.path.isdir(root):
+        return [(path, 'a directory, not a file') for path in directories_named_like_images(root)]
+    rest = unreadable_rest(root)
+    return [(str(root), rest)] if rest else []
 
 
 def directories_named_like_images(root: str | os.PathLike[str]) -> list[str]:

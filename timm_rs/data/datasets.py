@@ -2,13 +2,19 @@
 
 import contextlib
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
+from torch.utils.data import IterableDataset
 
+from timm_rs.data.bad_samples import why_unreadable
+from timm_rs.data.minival import MINIVAL, SOURCE_SPLIT, TRAIN_MINIVAL, split_minival
+from timm_rs.data.samples import Samples, as_samples
+from timm_rs.data.transforms import image_mode
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe, flag
 
@@ -21,27 +27,43 @@ DIGITS_SPLITS = {'train': 1437, 'validation': 360}  # images in each
 
 
 def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[Any | None, Any | None, int | None]:
-    """The training and validation dataset (None without `val_split`), and how many classes the data names.
+    """The training and validation data (None without `val_split`), and how many classes the data names.
+
+    Both are `Samples`, or timm's iterable datasets where data is streamed.
 
     Classes are numbered by the training split; without `need_training` (evaluation) it may be missing. The count is
     None when the data only has numbers. Raises UserError when data is missing, empty or not sorted into class
-    folders, when validation has classes that training lacks, and when `num_classes` disagrees with the data.
+    folders, when validation has classes that training lacks, when `num_classes` disagrees with the data, and when
+    minival would be trained on.
     """
+    minival: dict[str, Samples] = {}  # and the rest, both cut from one opened training split
+
+    def create(split: str, is_training: bool, **options: Any) -> Any:
+        if split not in (MINIVAL, TRAIN_MINIVAL):
+            return _create(recipe, split, is_training, **options)
+        if not minival:
+            whole = as_samples(_create(recipe, SOURCE_SPLIT, is_training))
+            minival.update(zip((MINIVAL, TRAIN_MINIVAL), split_minival(whole), strict=True))
+        return minival[split]
+
+    if need_training and recipe.val_split == MINIVAL and recipe.train_split != TRAIN_MINIVAL:
+        raise UserError(f'val_split {MINIVAL} is a part of the training split {recipe.train_split}: train without it, '
+                        f'by {flag("train_split")} {TRAIN_MINIVAL}')
     train = validation = None
     try:
-        train = _create(recipe, recipe.train_split, is_training=True)
+        train = create(recipe.train_split, is_training=True)
     except UserError:
         if need_training:
             raise
     classes = class_to_index(train)
     if recipe.val_split:
-        validation = _create(recipe, recipe.val_split, is_training=False)
+        validation = create(recipe.val_split, is_training=False)
         theirs = class_to_index(validation)
         if classes and theirs and not recipe.class_map and theirs.keys() != classes.keys():
             if new := sorted(map(str, theirs.keys() - classes.keys())):
                 raise UserError(f'validation has classes that training lacks: {_some(new)}')
             # timm numbers each split by itself, so a class missing in validation would shift all later labels.
-            validation = _create(recipe, recipe.val_split, is_training=False, class_map=classes)
+            validation = create(recipe.val_split, is_training=False, class_map=classes)
     classes = classes or class_to_index(validation)
     num_classes = max(classes.values()) + 1 if classes else None
     if num_classes and recipe.num_classes and recipe.num_classes != num_classes:
@@ -50,27 +72,30 @@ def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[Any | N
     return train, validation, num_classes
 
 
-def _create(recipe: Recipe, split: str, is_training: bool, class_map: Any = None) -> Any:
+def _create(recipe: Recipe, split: str, is_training: bool, class_map: Any = None) -> Samples | IterableDataset[Any]:
     root, search = recipe.data_dir, True
     if '/' not in recipe.dataset:  # a folder or a tar; the others know their own splits
-        root, search = _split_root(recipe.data_dir, split, alone=not recipe.val_split), False
+        root, search = _split_root(recipe.data_dir, split, alone=recipe.val_split in ('', MINIVAL)), False
     where = f'dataset {recipe.dataset or root}, split {split}'
     try:
         dataset = create_dataset(
             recipe.dataset, root=root, split=split, search_split=search, is_training=is_training,
             class_map=class_map or recipe.class_map, download=recipe.dataset_download, batch_size=recipe.batch_size,
             seed=recipe.seed, repeats=recipe.epoch_repeats if is_training else 0,
-            input_img_mode=recipe.input_img_mode or ('RGB' if recipe.channels in (None, 3) else 'L'),
-            input_key=recipe.input_key, target_key=recipe.target_key,
+            input_img_mode=image_mode(recipe), input_key=recipe.input_key, target_key=recipe.target_key,
             num_samples=recipe.train_num_samples if is_training else recipe.val_num_samples,
             trust_remote_code=recipe.dataset_trust_remote_code)
     except ImportError as error:
         raise UserError(f'{where} needs the package {error.name}: pip install {error.name}') from None
-    except (AssertionError, RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+    except tarfile.TarError as error:
+        raise UserError(f'{where} cannot be opened: {why_unreadable(error)}') from error
+    except Exception as error:  # timm, torchvision and Hugging Face raise a dozen kinds
         raise UserError(f'{where} cannot be opened: {error or type(error).__name__}') from error
     if '' in class_to_index(dataset):
         raise UserError(f'images lie directly in {root}; training needs one folder per class there')
-    return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    return as_samples(dataset)
 
 
 def _split_root(data_dir: str | None, split: str, alone: bool) -> str:
@@ -94,11 +119,9 @@ def _split_root(data_dir: str | None, split: str, alone: bool) -> str:
 
 def class_to_index(dataset: Any) -> dict[Any, int]:
     """The classes a dataset names, or an empty dict when it only has numbers (shards, streams)."""
-    for owner in (getattr(dataset, 'reader', None), dataset):
-        mapping = getattr(owner, 'class_to_idx', None) or getattr(owner, 'class_name_to_idx', None)
-        if mapping:
-            return dict(mapping)
-    return {}
+    if isinstance(dataset, Samples):
+        return dataset.classes
+    return dict(getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or {})
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -1,26 +1,31 @@
-"""Batches: timm's transforms and loaders, uint8 to the device, normalised there.
-
-Where the recipe wants it, single transforms are exchanged for those of the authors' release.
-"""
+"""Batches: uint8 images from data workers through shared memory to the device, normalised (and mixed) there."""
 
 import os
-import re
+from collections.abc import Iterator
 from typing import Any
 
-import timm.data
-from timm.data import FastCollateMixup, create_loader
-from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision.transforms import Compose, RandomHorizontalFlip
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.data.loader import PrefetchLoader
+from timm.data.random_erasing import RandomErasing
+from torch.utils.data import DataLoader, Dataset
 
-from timm_rs.data.preprocessing import EvalCrop, TrainCrop
-from timm_rs.data.randaugment import RandAugment, Seeded
+from timm_rs.data.bad_samples import READ_ERRORS, Problem, unlisted, why_unreadable
+from timm_rs.data.decode import BadImage
+from timm_rs.data.sampler import PADDING, EvalBatches, Ticket, TrainBatches
+from timm_rs.data.samples import Samples
+from timm_rs.data.timm_loader import TimmLoader, create_timm_eval_loader, create_timm_train_loader
+from timm_rs.data.transforms import Transform, create_transform
 from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
 
+MAX_BAD_IN_A_ROW = 100
+
 
 class LabelCheck:
-    """A `target_transform` that passes class indices below `num_classes` and refuses all others."""
+    """Passes class indices below `num_classes` and refuses all others."""
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
@@ -32,131 +37,158 @@ class LabelCheck:
         return target
 
 
+class TransformedSamples(Dataset[tuple[Any, int, list[Problem]]]):
+    """Tickets -> (image (H, W, C) uint8, class index, problems met on the way).
+
+    A bad sample is replaced by the next good one when `replace` is on (training), else by an image of zeros and the
+    label -1, which evaluation does not count. Raises UserError for labels out of range and where nothing is good.
+    """
+
+    def __init__(self, samples: Samples, transform: Transform, blank: tuple[int, int, int], label_check: LabelCheck,
+                 replace: bool):
+        self.samples, self.transform, self.label_check, self.replace = samples, transform, label_check, replace
+        self.blank = blank
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, ticket: Ticket) -> tuple[Any, int, list[Problem]]:
+        index = ticket.sample
+        problems: list[Problem] = []
+        while index != PADDING:
+            try:
+                source, target = self.samples.read(index)
+                return self.transform(source, ticket.seed), int(self.label_check(target)), problems
+            except BadImage as error:
+                problems.append((self.samples.name(index), str(error)))
+            except READ_ERRORS as error:
+                problems.append((self.samples.name(index), why_unreadable(error)))
+            if not self.replace:
+                break
+            if len(problems) == MAX_BAD_IN_A_ROW:
+                raise UserError(f'{len(problems)} bad images in a row: {problems[0][0]} ({problems[0][1]}), …; '
+                                'tools/scan_dataset.py lists them all')
+            index = (index + 1) % len(self.samples)
+        return np.zeros(self.blank, np.uint8), -1, problems
+
+
+class Loader:
+    """Normalised float32 images (N, C, H, W) in channels-last layout and targets, on the device.
+
+    Targets are class indices (N,), -1 for what does not count, or soft targets (N, classes) when images are mixed.
+    """
+
+    def __init__(self, dataset: TransformedSamples, batches: TrainBatches | EvalBatches, data_config: dict[str, Any],
+                 num_workers: int, device: Device, erase: RandomErasing | None = None, mix: Mixup | None = None):
+        self.batches, self.erase, self.mix = batches, erase, mix
+        self.problems: list[Problem] = []
+        self.loader = DataLoader(
+            dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,  # type: ignore[arg-type]
+            pin_memory=device.torch_device.type == 'cuda', persistent_workers=num_workers > 0,
+            # Else a generator would be drawn from that the training loop draws from as well.
+            generator=torch.Generator())
+        channels = data_config['input_size'][0]
+        self.prefetch = PrefetchLoader(
+            self.host_batches(), data_config['mean'], data_config['std'], channels, device.torch_device)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self.prefetch.loader = self.host_batches()
+        for images, targets in self.prefetch:
+            # Not ahead of time: what is random here comes from the generators that a checkpoint keeps.
+            if self.erase is not None:
+                images = self.erase(images)
+            if self.mix is not None:
+                images, targets = self.mix(images, targets)
+            yield images, targets
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)  # type: ignore[union-attr]
+
+    def stop_mixing(self) -> None:
+        if self.mix is not None:
+            self.mix.mixup_enabled = False
+
+    def take_problems(self) -> list[Problem]:
+        """The bad samples met since the last call; one may be met again."""
+        problems, self.problems = self.problems, []
+        return problems
+
+    def host_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches as they leave the host: uint8 images (N, C, H, W) and class indices (N,)."""
+        for images, targets, problems in self.loader:
+            self.problems += problems
+            yield images.permute(0, 3, 1, 2), targets
+
+
+def collate(items: list[tuple[Any, int, list[Problem]]]) -> tuple[torch.Tensor, torch.Tensor, list[Problem]]:
+    """Images (N, H, W, C) uint8, in shared memory when a worker collates; class indices (N,) int64; all problems."""
+    images, targets, problems = zip(*items, strict=True)
+    batch = torch.empty((len(images), *images[0].shape), dtype=torch.uint8)
+    if torch.utils.data.get_worker_info() is not None:
+        batch.share_memory_()
+    np.stack(images, out=batch.numpy())
+    return batch, torch.tensor(targets), [problem for some in problems for problem in some]
+
+
 def create_train_loader(
-        dataset: Any, recipe: Recipe, data_config: dict[str, Any], num_classes: int, device: Device) -> Any:
+        dataset: Any, recipe: Recipe, data_config: dict[str, Any], num_classes: int, device: Device
+) -> Loader | TimmLoader:
     """Batches of augmented images (N, C, H, W) and targets: indices (N,), or soft (N, classes) with mixup.
 
     Raises UserError for augmentation settings that timm cannot read or the release does not have, and for a
     dataset smaller than one batch.
     """
-    check_released(recipe, data_config)
-    collate = None
+    mixing = None
     if recipe.mixes_images:
         if recipe.batch_size % 2:
             raise UserError(f'mixup and cutmix need an even batch_size, got {recipe.batch_size}')
-        collate = FastCollateMixup(
+        mixing = dict(
             mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, cutmix_minmax=recipe.cutmix_minmax,
             prob=recipe.mixup_prob, switch_prob=recipe.mixup_switch_prob, mode=recipe.mixup_mode,
             label_smoothing=recipe.smoothing, num_classes=num_classes)
     if recipe.aug_repeats and not device.is_distributed:
         raise UserError('aug_repeats works with several processes only; start with torchrun or drop it')
-    dataset.target_transform = LabelCheck(num_classes)
-    interpolation = recipe.train_interpolation
-    if recipe.no_aug or not interpolation:
-        interpolation = data_config['interpolation']
-    try:
-        loader = create_loader(
-            dataset, is_training=True, batch_size=recipe.batch_size, collate_fn=collate, no_aug=recipe.no_aug,
-            interpolation=interpolation, train_crop_mode=recipe.train_crop_mode, scale=tuple(recipe.scale),
-            ratio=tuple(recipe.ratio), hflip=recipe.hflip, vflip=recipe.vflip, color_jitter=recipe.color_jitter,
-            color_jitter_prob=recipe.color_jitter_prob, grayscale_prob=recipe.grayscale_prob or 0.,
-            gaussian_blur_prob=recipe.gaussian_blur_prob or 0., auto_augment=recipe.aa, re_prob=recipe.reprob,
-            re_mode=recipe.remode, re_count=recipe.recount, num_aug_repeats=recipe.aug_repeats,
-            num_workers=num_workers(recipe), worker_seeding=recipe.worker_seeding,
-            **_shared(recipe, data_config, device))
-        dataset.transform = as_released(dataset.transform, recipe, data_config, is_training=True)
-    except (AssertionError, LookupError, ValueError, TypeError) as error:
-        raise UserError('the augmentation settings (aa, scale, ratio, train_interpolation, …) cannot be used: '
-                        f'{type(error).__name__} {error}') from error
-    if not len(loader):
-        raise UserError(f'the training set has {len(dataset)} images, fewer than one batch of {recipe.batch_size} in '
-                        f'each of {device.world_size} process(es); lower --batch-size')
+    label_check, workers = LabelCheck(num_classes), num_workers(recipe)
+    if recipe.loader == 'timm' or not isinstance(dataset, Samples):
+        return create_timm_train_loader(dataset, recipe, data_config, mixing, label_check, workers, device)
+    erase = None
+    if recipe.reprob:
+        erase = RandomErasing(
+            recipe.reprob, mode=recipe.remode, max_count=recipe.recount, device=device.torch_device)
+    channels, *size = data_config['input_size']
+    loader = Loader(
+        TransformedSamples(dataset, create_transform(recipe, data_config, is_training=True), (*size, channels),
+                           label_check, replace=True),
+        TrainBatches(dataset, recipe.batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats),
+        data_config, workers, device, erase, mixing and Mixup(**mixing))
+    if device.is_primary:
+        loader.problems = unlisted(dataset)
     return loader
 
 
 def create_eval_loader(
-        dataset: Any, recipe: Recipe, data_config: dict[str, Any], num_classes: int, device: Device) -> Any:
+        dataset: Any, recipe: Recipe, data_config: dict[str, Any], num_classes: int, device: Device
+) -> Loader | TimmLoader:
     """Batches of centre crops (N, C, H, W) and class indices (N,), in the dataset's order; the last is the rest.
 
-    Raises UserError for settings that the release does not have.
+    The index -1 marks what does not count: padding and bad samples. Raises UserError for settings that the release
+    does not have.
     """
-    check_released(recipe, data_config)
-    dataset.target_transform = LabelCheck(num_classes)
-    streamed = any(kind in recipe.dataset for kind in ('tfds', 'wds', 'hfids'))
-    loader = create_loader(
-        dataset, is_training=False, batch_size=recipe.validation_batch_size or recipe.batch_size,
-        interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'],
-        # With streams split over processes and workers, fewer workers leave fewer ragged ends (as timm does).
-        num_workers=min(2, num_workers(recipe)) if streamed and device.is_distributed else num_workers(recipe),
-        **_shared(recipe, data_config, device))
-    dataset.transform = as_released(dataset.transform, recipe, data_config, is_training=False)
-    return loader
-
-
-def as_released(transform: Compose, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Compose:
-    """timm's `transform` with those steps exchanged that the recipe wants as in the authors' release."""
-    steps, size = transform.transforms, data_config['input_size'][-1]
-    if recipe.preprocessing == 'tf' and is_training and not recipe.no_aug:
-        (low, high), (narrow, wide) = recipe.scale, recipe.ratio
-        crop = TrainCrop(size, (low, high), (narrow, wide), recipe.hflip, data_config['crop_pct'])
-        timms = RandomResizedCropAndInterpolation, RandomHorizontalFlip
-        steps = [Seeded(crop), *(step for step in steps if not isinstance(step, timms))]
-    elif recipe.preprocessing == 'tf':
-        steps = [EvalCrop(size, data_config['crop_pct']), steps[-1]]  # the last one only makes a tensor
-    if recipe.randaugment == 'tf':
-        steps = [Seeded(released_randaugment(recipe.aa)) if isinstance(step, timm.data.RandAugment) else step
-                 for step in steps]
-    return Compose(steps)
-
-
-def released_randaugment(aa: str | None) -> RandAugment:
-    """The release's RandAugment with the magnitude and number of layers of timm's string `aa`.
-
-    Raises UserError for a string that says what the release's does not have (noise, other operations, p below 1).
-    """
-    found = re.fullmatch(r'rand-m(\d+)-n(\d+)(-p1(\.0*)?)?(-mmax\d+)?', aa or '')
-    if not found:
-        raise UserError(f'randaugment: tf reads its magnitude and number of operations from aa, such as '
-                        f'rand-m15-n2-p1.0-mmax15; got {aa!r}')
-    return RandAugment(int(found[1]), int(found[2]))
-
-
-def check_released(recipe: Recipe, data_config: dict[str, Any]) -> None:
-    """Raise UserError for settings that contradict `randaugment: tf` or `preprocessing: tf`."""
-    channels, height, width = data_config['input_size']
-    ours = [f'{name}: tf' for name in ('randaugment', 'preprocessing') if getattr(recipe, name) == 'tf']
-    if ours and (channels != 3 or recipe.input_img_mode not in (None, 'RGB')):
-        raise UserError(f'{ours[0]} works on RGB images; drop it, or input_img_mode, in_chans and input_size')
-    if recipe.randaugment == 'tf':
-        released_randaugment(recipe.aa)
-    if recipe.preprocessing == 'tf':
-        needed = dict(
-            train_interpolation=(recipe.train_interpolation, ('', 'bicubic')),
-            interpolation=(data_config['interpolation'], ('bicubic',)),
-            train_crop_mode=(recipe.train_crop_mode, (None, 'rrc')),
-            crop_mode=(data_config['crop_mode'], ('center',)))
-        for name, (value, allowed) in needed.items():
-            if value not in allowed:
-                raise UserError(f'preprocessing: tf needs {name}: {allowed[-1]}, got {value}')
-        if height != width:
-            raise UserError(f'preprocessing: tf makes square images, got input_size {data_config["input_size"]}')
+    label_check, workers = LabelCheck(num_classes), num_workers(recipe)
+    if recipe.loader == 'timm' or not isinstance(dataset, Samples):
+        return create_timm_eval_loader(dataset, recipe, data_config, label_check, workers, device)
+    channels, *size = data_config['input_size']
+    return Loader(
+        TransformedSamples(dataset, create_transform(recipe, data_config, is_training=False), (*size, channels),
+                           label_check, replace=False),
+        EvalBatches(len(dataset), recipe.validation_batch_size or recipe.batch_size, device.rank, device.world_size),
+        data_config, workers, device)
 
 
 def num_workers(recipe: Recipe) -> int:
     """`workers`, but no more than there are cores to run them on (torch warns, and they only wait for each other)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1  # Linux, others
     return min(recipe.workers, cores)
-
-
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell whatever shuffles (dataset or sampler) which epoch comes next."""
-    for shuffler in (loader.dataset, loader.sampler):
-        if hasattr(shuffler, 'set_epoch'):
-            shuffler.set_epoch(epoch)
-
-
-def _shared(recipe: Recipe, data_config: dict[str, Any], device: Device) -> dict[str, Any]:
-    return dict(
-        input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
-        pin_memory=recipe.pin_mem, device=device.torch_device, distributed=device.is_distributed)

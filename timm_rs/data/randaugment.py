@@ -14,8 +14,6 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import Image
 
 from timm_rs.data.decode import Pixels, check_image
 
@@ -143,23 +141,6 @@ class RandAugment:
             case 'Cutout':
                 return cutout(image, argument, centre)
         raise ValueError(f'unknown operation {name}; there are {", ".join(OPERATIONS)}')
-
-
-class Seeded:
-    """A function of (uint8 array, seed) as a transform of RGB PIL images, for torchvision's and timm's `Compose`.
-
-    Every image takes one seed from torch's random numbers, so workers and resumed runs are seeded as they are for
-    any other transform. Raises ValueError for an image that is not RGB.
-    """
-
-    def __init__(self, distort: Callable[[Pixels, int], Pixels]):
-        self.distort = distort
-
-    def __repr__(self) -> str:
-        return repr(self.distort)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return Image.fromarray(self.distort(np.asarray(image), int(torch.randint(2**63 - 1, ()))))
 
 
 # ---- operations: (H, W, 3) uint8 in, a new array of the same kind out -------------------------------------------

@@ -1,5 +1,6 @@
 """One view of every dataset: encoded images and labels by index, whatever they are stored in."""
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ class TimmSamples(Samples):
     """The samples of timm's `ImageDataset`: folders, tar files, and Hugging Face datasets (`hfds/`)."""
 
     def __init__(self, dataset: ImageDataset):
-        self.reader = dataset.reader
+        self.dataset, self.reader = dataset, dataset.reader
         self.classes = dict(getattr(self.reader, 'class_to_idx', None)
                             or getattr(self.reader, 'class_name_to_idx', None) or {})
 
@@ -64,7 +65,15 @@ class TimmSamples(Samples):
             return file.read(), target
 
     def name(self, index: int) -> str:
-        return str(self.reader.filename(index, absolute=True) or f'image {index}')
+        if hasattr(self.reader, 'dataset'):  # hfds/, where the row of a file name has the image in it
+            return self._hugging_face_paths[index].as_py() or f'image {index}'
+        return str(self.reader.filename(index, absolute=True))
+
+    @functools.cached_property
+    def _hugging_face_paths(self) -> Any:
+        import pyarrow.compute
+        table = self.reader.dataset.with_format('arrow')[:]
+        return pyarrow.compute.struct_field(table.column(self.reader.image_key), 'path')
 
     def targets(self) -> list[int]:
         if hasattr(self.reader, 'iter_targets'):

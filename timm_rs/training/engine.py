@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +56,13 @@ def create_loss(recipe: Recipe) -> nn.Module:
 
 
 def train_one_epoch(
-        training: Training, loader: Any, recipe: Recipe, device: Device, epoch: int, progress: Progress) -> float:
+        training: Training, loader: Any, recipe: Recipe, device: Device, epoch: int, progress: Progress,
+        after_report: Callable[[], None] = lambda: None) -> float:
     """Train on every batch of `loader` once; returns the mean loss per image over the epoch and all processes.
 
     `loader` yields normalised images (N, C, H, W) and class indices (N,) or soft targets (N, classes), on the
-    device. Raises UserError when the loss is no longer finite.
+    device. All processes call `after_report` together at each report of progress. Raises UserError when the loss is
+    no longer finite.
     """
     training.wrapped.train()
     num_batches, accumulate = len(loader), recipe.grad_accum_steps
@@ -80,12 +83,9 @@ def train_one_epoch(
     for index, (images, targets) in enumerate(progress.waiting_for(loader)):
         window = min(accumulate, num_batches - index // accumulate * accumulate)  # batches in this update
         is_update = (index + 1) % accumulate == 0 or index + 1 == num_batches
-        if recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-
         with contextlib.nullcontext() if is_update else _no_sync(training.wrapped):
             with device.autocast(amp_dtype(recipe)):
-                logits = training.wrapped(images)
+                logits = training.wrapped(_in_layout(images, recipe))
             loss = training.loss(logits.float(), targets)  # the loss in float32, as the official code
             training.scaler.scale(loss / window).backward()
         loss_sum += loss.detach() * len(images)
@@ -107,6 +107,7 @@ def train_one_epoch(
             training.schedule.step_update(update)
         if update % recipe.log_interval == 0 or index + 1 == num_batches:
             device.defer(report, loss_sum)
+            after_report()
             loss_sum.zero_()
             num_images = 0
     return epoch_loss / epoch_images
@@ -122,28 +123,27 @@ def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
 @torch.no_grad()
 def evaluate(
         model: nn.Module, loader: Any, recipe: Recipe, device: Device, label: str = 'evaluate') -> dict[str, float]:
-    """Mean cross-entropy, top-1 and top-5 accuracy (%) over `loader`; every sample of all processes counts once."""
+    """Mean cross-entropy `loss`, accuracies `top1` and `top5` (%) and `num_samples`, over all processes.
+
+    Every sample counts once; those with a negative label (padding, bad files) do not. Raises UserError if none does.
+    """
     model.eval()
-    totals = torch.zeros(3, device=device.torch_device)  # loss, top-1, top-5
-    left, counted = _own_samples(loader, device), 0
+    totals = torch.zeros(4, device=device.torch_device)  # loss, top-1, top-5, samples
     for images, targets in track(loader, label, total=len(loader), enabled=device.is_primary):
-        if recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with device.autocast(amp_dtype(recipe)):
-            logits = model(images)
-        logits, targets = logits.float()[:left], targets[:left]
-        left, counted = left - len(targets), counted + len(targets)
+            logits = model(_in_layout(images, recipe))
+        logits = logits.float()
         hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
         totals += torch.stack([
-            F.cross_entropy(logits, targets, reduction='sum'), hits[:, 0].sum(), hits.any(1).sum()])
-    loss, top1, top5, num_samples = device.sum(torch.cat([totals, totals.new_tensor([counted])])).tolist()
+            F.cross_entropy(logits, targets, reduction='sum', ignore_index=-1),
+            hits[:, 0].sum(), hits.any(1).sum(), (targets >= 0).sum()])
+    loss, top1, top5, num_samples = device.sum(totals).tolist()
     if not num_samples:
         raise UserError('the validation set gave no samples')
-    return dict(loss=loss / num_samples, top1=100 * top1 / num_samples, top5=100 * top5 / num_samples)
+    return dict(loss=loss / num_samples, top1=100 * top1 / num_samples, top5=100 * top5 / num_samples,
+                num_samples=int(num_samples))
 
 
-def _own_samples(loader: Any, device: Device) -> int:
-    """How many samples of this process's share count: timm's sampler repeats the first ones to even out the shares."""
-    if isinstance(loader.dataset, torch.utils.data.IterableDataset):
-        return 1 << 62
-    return -((len(loader.dataset) - device.rank) // -device.world_size)
+def _in_layout(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """`images` in the memory layout of the model."""
+    return images.contiguous(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)

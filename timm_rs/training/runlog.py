@@ -14,6 +14,28 @@ from timm_rs.atomic import atomic_write
 from timm_rs.progress import on_terminal
 
 
+class DataHint:
+    """Says once what to do when training waits for data: above 20 % of the time, over 100 updates or more."""
+
+    UPDATES, SHARE = 100, 0.2
+
+    def __init__(self) -> None:
+        self.updates, self.seconds, self.waited, self.given = 0, 0.0, 0.0, False
+
+    def after(self, updates: int, seconds: float, waited: float) -> str | None:
+        """The hint, when `updates` more took `seconds` of which `waited` were spent waiting, or None."""
+        self.updates, self.seconds, self.waited = self.updates + updates, self.seconds + seconds, self.waited + waited
+        if self.updates < self.UPDATES:
+            return None
+        share = self.waited / self.seconds
+        self.updates, self.seconds, self.waited = 0, 0.0, 0.0
+        if self.given or share <= self.SHARE:
+            return None
+        self.given = True
+        return (f'training waits for data {100 * share:.0f} % of the time: give more --workers if cores are idle, pack '
+                'the images once with tools/pack_dataset.py, or try --decode scaled')
+
+
 class Progress:
     """The progress of a whole training run: a bar on a terminal, a line per report elsewhere."""
 
@@ -23,6 +45,7 @@ class Progress:
         self.total = num_epochs * updates_per_epoch
         self.started = self.last_report = time.perf_counter()
         self.waited = 0.0  # seconds without data since the last report
+        self.hint = DataHint()
         self.bar = tqdm(
             total=self.total, initial=self.first_update, unit='update', dynamic_ncols=True,
             disable=not (enabled and on_terminal()), leave=False)
@@ -52,6 +75,8 @@ class Progress:
             left = datetime.timedelta(seconds=round(rate * (self.total - update)))
             print(f'epoch {epoch + 1}/{self.num_epochs}  update {position + 1}/{self.updates_per_epoch}  {state}  '
                   f'ETA {left}', flush=True)
+        if hint := self.hint.after(update - self.last_update, seconds, self.waited):
+            self.say(hint)
         self.last_report, self.last_update, self.waited = now, update, 0.0
 
     def say(self, line: str) -> None:
