@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch.nn.functional import embedding_bag
 
 from timm_rs.data.decode import Box, Pixels, check_image
 
@@ -68,8 +69,10 @@ class TrainCrop:
 
     def finish(self, cropped: Pixels, rng: np.random.Generator) -> Pixels:
         """The second half: (size, size, 3) uint8 from what is in the box, with the `rng` that `box` left."""
-        columns = _resized_columns(cropped, self.size, self.size)
-        pixels = to_uint8(round_to_bfloat16(columns) if self.bfloat16 else columns)
+        if self.bfloat16:
+            pixels = _bfloat16_columns(cropped, self.size)
+        else:
+            pixels = to_uint8(_resized_columns(cropped, self.size, self.size))
         if rng.random() < self.hflip:
             pixels = pixels[::-1].copy()
         return _upright(pixels)
@@ -185,24 +188,68 @@ def _resize_lines(lines: Pixels | Floats, after: int) -> Floats:
     The sum runs in TensorFlow's order: a flat area may end a hair below its value, and so lose a whole level.
     Products are rounded before they are added, so nothing here may fuse the two (`torch.addcmul` does).
     """
+    lines = np.ascontiguousarray(lines)
     sources, weights = _taps(len(lines), after)
-    terms = torch.mul(torch.from_numpy(lines.take(sources, axis=0, mode='clip')), weights).view(4, after, -1)
-    total = terms[0]
-    for term in terms[1:]:
+    terms = (torch.mul(torch.from_numpy(lines.take(source, axis=0)), weight[:, None])
+             for source, weight in zip(sources.T.numpy(), weights.T, strict=True))
+    total = next(terms)
+    for term in terms:
         total += term
     return total.numpy()
 
 
 @functools.lru_cache(maxsize=1024)  # of a few kB each
-def _taps(before: int, after: int) -> tuple[npt.NDArray[np.intp], torch.Tensor]:
-    """The lines that `after` lines come from, (4 * after), -1 and `before` standing for the edge, and their weights."""
+def _taps(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The four lines of `before` that each of `after` lines comes from, (after, 4), and their weights."""
     places = np.arange(after, dtype=np.float32) * (np.float32(before) / np.float32(after))
     first = np.floor(places)
     near = np.rint((places - first) * _TABLE_SIZE).astype(int)
     far = _TABLE_SIZE - near
-    sources = first.astype(np.intp) + np.arange(-1, 3)[:, None]
-    weights = np.concatenate((_FAR[near], _NEAR[near], _NEAR[far], _FAR[far]))
-    return sources.ravel(), torch.from_numpy(weights)[:, None]
+    sources = (first.astype(int)[:, None] + np.arange(-1, 3)).clip(0, before - 1)  # the edge repeats
+    weights = np.stack((_FAR[near], _NEAR[near], _NEAR[far], _FAR[far]), axis=1)
+    return torch.from_numpy(sources), torch.from_numpy(weights)
+
+
+# ---- the same in half the time, where only uint8 is wanted ------------------------------------------------------
+
+# Sums of four terms, in whatever order and fused or not, are off by at most 4 * 2**-24 of their absolute terms. With
+# pixels up to 255 and weights that add up to 1.375 at most, two sums along each of two axes differ by 0.0005 at most.
+_TOLERANCE = 2 ** -11
+_MANY = 4000  # close calls, from which on it is faster to do everything in TensorFlow's order
+
+
+def _bfloat16_columns(image: Pixels, size: int) -> Pixels:
+    """`to_uint8(round_to_bfloat16(_resized_columns(image, size, size)))`.
+
+    The sums run in no certain order, and again in TensorFlow's where that might make a difference: at about one value
+    in 1000.
+    """
+    rows = _sum_lines(image.reshape(len(image), -1).astype(np.float32), size)
+    columns = torch.from_numpy(_sum_lines(cv2.transpose(rows).reshape(-1, 3 * size), size))
+    low, high = (values.copy_(values.bfloat16()).clamp_(0, 255).numpy().astype(np.uint8)
+                 for values in (columns - _TOLERANCE, columns.add_(_TOLERANCE)))
+    unsure = np.flatnonzero(low != high)
+    if len(unsure) > _MANY:
+        return to_uint8(round_to_bfloat16(_resized_columns(image, size, size)))
+    low.reshape(-1)[unsure] = to_uint8(round_to_bfloat16(_resized_values(image, size, unsure)))
+    return low.reshape(size, 3, size)
+
+
+def _sum_lines(lines: Floats, after: int) -> Floats:
+    """As `_resize_lines`, in one pass and in no certain order."""
+    sources, weights = _taps(len(lines), after)
+    return embedding_bag(sources, torch.from_numpy(lines), mode='sum', per_sample_weights=weights).numpy()
+
+
+def _resized_values(image: Pixels, size: int, where: npt.NDArray[np.intp]) -> Floats:
+    """The values of `_resized_columns(image, size, size)` at the flat indices `where`, from 4 x 4 pixels each."""
+    x, channel, y = np.unravel_index(where, (size, 3, size))
+    (rows, row_weights), (columns, column_weights) = (
+        (sources.numpy()[at].T, weights.numpy()[at].T)
+        for at, (sources, weights) in ((y, _taps(image.shape[0], size)), (x, _taps(image.shape[1], size))))
+    first, second, third, fourth = image[rows[:, None], columns, channel] * row_weights[:, None]
+    first, second, third, fourth = (first + second + third + fourth) * column_weights
+    return first + second + third + fourth
 
 
 def _cubic(a: float = -0.75) -> tuple[Floats, Floats]:
