@@ -30,7 +30,8 @@ AA = 'rand-m15-n2-p1.0-mmax15'
 
 def device(rank=0, world_size=1):
     return types.SimpleNamespace(
-        rank=rank, is_primary=rank == 0, world_size=world_size, torch_device=torch.device('cpu'), is_distributed=world_size > 1)
+        rank=rank, is_primary=rank == 0, world_size=world_size, is_distributed=world_size > 1,
+        torch_device=torch.device('cpu'))
 
 
 def recipe(folder, **changes):
@@ -141,7 +142,7 @@ def test_evaluation_has_every_image_once(world_size):
 
 
 def test_less_than_a_batch_is_refused():
-    with pytest.raises(UserError, match=r'3 images, fewer than one batch of 2 in each of 2 process\(es\); lower --batc'):
+    with pytest.raises(UserError, match=r'3 images, fewer than one batch of 2 in each of 2 process\(es\); lower'):
         TrainBatches(Numbers(3), 2, seed=0, world_size=2)
 
 

@@ -10,6 +10,7 @@ from conftest import TINY
 from PIL import Image
 from scipy.stats import ks_2samp
 
+from timm_rs.data import preprocessing
 from timm_rs.data.preprocessing import (
     EvalCrop,
     TrainCrop,
@@ -64,6 +65,49 @@ def test_bfloat16_changes_training_images_by_its_rounding_and_no_more():
     values = np.float32([0.3, 65.3, 129.5, 130.5, 254.6])
     np.testing.assert_array_equal(round_to_bfloat16(values), torch.tensor(values).bfloat16().float().numpy())
     np.testing.assert_array_equal(to_uint8(np.float32([-3, 0.99, 254.999, 300])), [0, 0, 254, 255])
+
+
+def test_settling_close_calls_only_gives_the_same_bits_as_tensorflows_order(monkeypatch):
+    rng, settled = np.random.default_rng(0), []
+    values = preprocessing._resized_values
+    monkeypatch.setattr(preprocessing, '_resized_values', lambda *a: settled.append(len(a[2])) or values(*a))
+    for number in range(300):
+        height, width = (int(side) for side in rng.integers(1, (40, 200)[number % 2], 2))
+        size = int(rng.integers(1, 140))
+        image = rng.integers(0, 256, (height + 2, width + 3, 3), np.uint8)[1:-1, 2:-1]  # rows with gaps between them
+        if number % 3 == 1:  # flat, where a sum may end a hair below its level
+            image[:] = number % 256
+        if number % 3 == 2:  # black and white
+            image[:] = (image > 127) * np.uint8(255)
+        exact = to_uint8(round_to_bfloat16(resize_bicubic(image, size, size)))
+        np.testing.assert_array_equal(TrainCrop(size, hflip=0).finish(image, rng), exact)
+        np.testing.assert_array_equal(TrainCrop(size, hflip=1).finish(image, rng), exact[:, ::-1])
+    assert sum(settled) > 1000 and max(settled) < 4000
+    monkeypatch.setattr(preprocessing, '_MANY', -1)  # as if all were close
+    settled.clear()
+    np.testing.assert_array_equal(TrainCrop(size, hflip=0).finish(image, rng), exact)
+    assert not settled
+
+
+def test_weights_add_up_to_no_more_than_the_tolerance_allows_for():
+    sums = [preprocessing._taps(before, 224)[1].double().abs().sum(dim=1).max() for before in range(1, 500, 7)]
+    assert max(sums) <= 1.375
+    vertical = 2 * 4 * 2**-24 * 1.375 * 255  # two sums of four terms, each rounded four times at most
+    horizontal = 2 * 4 * 2**-24 * 1.375 * (1.375 * 255 + vertical)
+    assert 1.375 * vertical + horizontal + 2**-24 * 256 < preprocessing._TOLERANCE
+
+
+def test_crop_in_halves_equals_the_whole():
+    prepare, image = TrainCrop(20), np.tile(IMAGE, (2, 2, 1))
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        cropped = crop(image, prepare.box(*image.shape[:2], rng)).copy()
+        result = prepare.finish(cropped, rng)
+        np.testing.assert_array_equal(result, prepare(image, seed))
+        assert result.flags.carray
+    prepare = EvalCrop(20)
+    cropped = crop(image, prepare.box(*image.shape[:2])).copy()
+    np.testing.assert_array_equal(prepare.finish(cropped), prepare(Image.fromarray(image)))
 
 
 @pytest.mark.parametrize(('size', 'height', 'width', 'box'), [

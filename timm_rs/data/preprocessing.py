@@ -171,7 +171,7 @@ def to_uint8(values: Floats) -> Pixels:
 
 def _resized_columns(image: Pixels, height: int, width: int) -> Floats:
     """`image` resized, but lying on its side: (width, 3, height), so that both axes were resized as whole lines."""
-    rows = _resize_lines(image.reshape(len(image), -1), height)
+    rows = _resize_lines(np.ascontiguousarray(image).reshape(len(image), -1), height)
     columns = _resize_lines(cv2.transpose(rows).reshape(-1, 3 * height), width)
     return columns.reshape(width, 3, height)
 
@@ -188,7 +188,6 @@ def _resize_lines(lines: Pixels | Floats, after: int) -> Floats:
     The sum runs in TensorFlow's order: a flat area may end a hair below its value, and so lose a whole level.
     Products are rounded before they are added, so nothing here may fuse the two (`torch.addcmul` does).
     """
-    lines = np.ascontiguousarray(lines)
     sources, weights = _taps(len(lines), after)
     terms = (torch.mul(torch.from_numpy(lines.take(source, axis=0)), weight[:, None])
              for source, weight in zip(sources.T.numpy(), weights.T, strict=True))

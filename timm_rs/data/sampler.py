@@ -59,7 +59,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every image once, in the dataset's order; padding evens out the shares of processes, the last batch is the rest."""
+    """Every image once, in the dataset's order; padding evens out the shares of processes, the last batch is short."""
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
         share = math.ceil(num_samples / world_size)

@@ -248,7 +248,8 @@ def _on_arrays(steps: Sequence[Any], recipe: Recipe) -> list[PixelStep]:
     done: list[PixelStep] = []
     ours: Iterator[Any] = (_on_array(step, recipe) or step for step in steps)
     for on_array, group in itertools.groupby(ours, lambda step: isinstance(step, (Flip, RandAugment))):
-        done += group if on_array else [OnPil(list(group))]
+        neighbours = list(group)
+        done += neighbours if on_array else [OnPil(neighbours)]
     return done
 
 
