@@ -116,13 +116,25 @@ def test_16_bit_images_keep_their_high_byte():
         np.testing.assert_array_equal(open_picture(data, 'L').pixels(), high[..., :1])
 
 
-def test_damage_that_pillow_mends_passes_with_the_same_pixels():
-    data = bytearray(encode(photo(120, 160), quality=95))
-    for at in RNG.integers(2000, len(data) - 100, 20):
-        data[at] ^= 0x15
-    whole = by_pillow(bytes(data))
-    np.testing.assert_array_equal(open_picture(bytes(data)).pixels(), whole)
-    np.testing.assert_array_equal(open_picture(bytes(data)).pixels((5, 6, 50, 70)), whole[5:55, 6:76])
+@pytest.mark.filterwarnings('ignore:.*:UserWarning')  # Pillow's, of what it mends
+@pytest.mark.parametrize('options', [{}, {'progressive': True}, {'restart_marker_blocks': 3}], ids=str)
+def test_damage_is_mended_or_refused_as_by_pillow(options):
+    intact, refused = encode(photo(120, 160), quality=80, **options), 0
+    for _ in range(200):
+        data = bytearray(intact)
+        for at in RNG.integers(2, len(data) - 2, 3):
+            data[at] = RNG.integers(256)
+        try:
+            whole = by_pillow(bytes(data))
+        except Exception:  # of many kinds
+            refused += 1
+            with pytest.raises(BadImage):
+                open_picture(bytes(data)).pixels()
+        else:
+            picture = open_picture(bytes(data))
+            np.testing.assert_array_equal(picture.pixels(), whole)
+            np.testing.assert_array_equal(picture.pixels((5, 6, 50, 70)), whole[5:55, 6:76])
+    assert 0 < refused < 100
 
 
 # ---- bad files --------------------------------------------------------------------------------------------------

@@ -99,11 +99,12 @@ class _JpegPicture:
             rows = self.height
         else:  # a header that promises fewer rows is all it takes to stop early
             data = b''.join((data[:self.frame + 5], rows.to_bytes(2, 'big'), memoryview(data)[self.frame + 7:]))
-        try:  # not strict: left over rows count as an error, and Pillow, too, lets pass what can be mended
+        strict = data is self.data  # else the rows left over count as an error
+        try:
             if shrink == 1:
-                return simplejpeg.decode_jpeg(data, strict=False)[top:top + height, left:left + width]
+                return simplejpeg.decode_jpeg(data, strict=strict)[top:top + height, left:left + width]
             pixels = simplejpeg.decode_jpeg(
-                data, strict=False, min_height=-(-rows // shrink), min_width=-(-self.width // shrink))
+                data, strict=strict, min_height=-(-rows // shrink), min_width=-(-self.width // shrink))
         except ValueError:
             return _PillowPicture(_open(self.data), 'RGB').pixels(box)
         top, bottom, left, right = (
