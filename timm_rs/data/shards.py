@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from timm_rs.atomic import atomic_write
 from timm_rs.data.samples import Order, Samples
@@ -108,7 +108,8 @@ class ShardSamples(Samples):
     def name(self, index: int) -> str:
         """SHARD/KEY.jpg, where the last part is what the original file was called if `pack` wrote the shard."""
         end = int(self._name_ends[index])
-        name = self.index.names[end - int(self.index.name_lengths[index]):end].tobytes().decode(errors='surrogateescape')
+        start = end - int(self.index.name_lengths[index])
+        name = self.index.names[start:end].tobytes().decode(errors='surrogateescape')
         return f'{self._shard(index)}/{_unquote(name) if self.packed else name}'
 
     def targets(self) -> list[int]:
@@ -173,8 +174,9 @@ def open_shards(root: str | Path, split: str, input_key: str | None = None, targ
     except _NotOneNumber:
         return None
     if not index.counts.sum():
-        raise UserError(f'no sample of {root}, split {split}, has both an image (.{", .".join(image_keys)}) and a label '
-                        f'({f"the key {label_key} in .json" if label_key else ".cls, digits"})')
+        label = f'the key {label_key} in .json' if label_key else '.cls with digits'
+        raise UserError(f'no sample of {root}, split {split}, has both an image (.{", .".join(image_keys)}) and a '
+                        f'label ({label})')
     return ShardSamples(root, index)
 
 
@@ -284,9 +286,9 @@ def _shard_index(path: Path, shard: str, samples: Sequence[tuple[int, int, int, 
     """The index of one shard from its samples' offsets, lengths, targets and names."""
     stat = _stat(path)
     names = [name.encode(errors='surrogateescape') for *_, name in samples]
-    numbers = np.array([sample[:3] for sample in samples], np.int64).reshape(-1, 3)
-    rows = (stat.st_size, stat.st_mtime_ns, len(samples), skipped)
-    return Index(np.array([shard]), *(np.array([row], np.int64) for row in rows), *numbers.T,
+    offsets, lengths, targets = np.array([sample[:3] for sample in samples], np.int64).reshape(-1, 3).T
+    size, mtime, count, skips = np.array([[stat.st_size], [stat.st_mtime_ns], [len(samples)], [skipped]], np.int64)
+    return Index(np.array([shard]), size, mtime, count, skips, offsets, lengths, targets,
                  np.array([len(name) for name in names], np.int64), np.frombuffer(b''.join(names), np.uint8))
 
 
@@ -529,7 +531,7 @@ def _start_manifest(destination: Path, split: str, settings: dict[str, Any], cla
     if not _manifest_path(destination, split).exists():
         if any(destination.glob(f'{split}-*.tar')) or split in _read_info(destination).get('splits', {}):
             raise UserError(f'{destination} has other shards called {split}; choose another folder')
-        manifest = dict(settings=settings, source=source, classes=classes, shards={})
+        manifest: dict[str, Any] = dict(settings=settings, source=source, classes=classes, shards={})
         _write_json(_manifest_path(destination, split), manifest)
         return manifest
     manifest = _read_manifest(destination, split)
@@ -619,7 +621,7 @@ class _Encoded(NamedTuple):
     reason: str  # why the image is bad, or empty
 
 
-class _Encoder:
+class _Encoder(Dataset[_Encoded]):
     """The images of `samples` as they go into shards; a map-style dataset for torch's DataLoader."""
 
     def __init__(self, samples: Samples, short_side: int, quality: int):
@@ -634,6 +636,8 @@ class _Encoder:
                 warnings.simplefilter('ignore')  # PIL's, of metadata it does not understand
                 source, target = self.samples.read(index)
                 content, extension = encode(source, self.short_side, self.quality)
+        except UserError:
+            raise
         except Exception as error:  # damaged files raise whatever a decoder stumbles over
             return _Encoded(b'', '', -1, f'{type(error).__name__}: {error}')
         if not isinstance(target, (int, np.integer)):
