@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
 from timm_rs.atomic import atomic_write
@@ -539,7 +539,8 @@ def _start_manifest(destination: Path, split: str, settings: dict[str, Any], cla
     if changed := [name for name in now if before.get(name) != now[name]]:
         details = ', '.join('other images' if name == 'names_sha256' else 'other classes' if name == 'classes'
                             else f'{name} {now[name]} instead of {before.get(name)}' for name in changed)
-        raise UserError(f'{destination} was packed with other settings ({details}); choose another folder')
+        raise UserError(f'{destination} was packed with other settings ({details}); choose another folder, or remove '
+                        'this one')
     manifest['shards'] = {shard: entry for shard, entry in manifest['shards'].items() if (
         (path := destination / shard).exists() and path.stat().st_size == entry['bytes'])}
     return manifest
@@ -639,10 +640,16 @@ class _Encoder(Dataset[_Encoded]):
         except UserError:
             raise
         except Exception as error:  # damaged files raise whatever a decoder stumbles over
-            return _Encoded(b'', '', -1, f'{type(error).__name__}: {error}')
+            return _Encoded(b'', '', -1, _reason(error))
         if not isinstance(target, (int, np.integer)):
             raise UserError(f'{self.samples.name(index)} has the label {target}; shards hold one class index per image')
         return _Encoded(content, extension, int(target), '')
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # PIL's message has an address in memory, which is never the same
+        return 'not an image, or of an unknown kind'
+    return f'{type(error).__name__}: {error}'
 
 
 def encode(source: bytes | Image.Image, short_side: int, quality: int) -> tuple[bytes, str]:
