@@ -56,7 +56,7 @@ def run(args: Namespace) -> None:
         for split, samples in open_source(args).items():
             packed = pack(samples, destination, split, args.short_side, args.quality, args.shards, args.seed,
                           args.workers, source=f'{args.dataset} {args.source}'.strip())
-            bad = f'; {packed.num_bad} bad images left out, see {Path(destination, "bad_samples.csv")}'
+            bad = f'; bad images left out: {packed.num_bad}, see {Path(destination, "bad_samples.csv")}'
             print(f'{split}: {packed.num_samples} images in {packed.num_shards} shards, '
                   f'{packed.num_bytes / 1e6:.1f} MB{bad if packed.num_bad else ""}')
     if args.verify:

@@ -44,8 +44,8 @@ def test_verify_reads_what_was_packed(call, tool, capsys, image_folder, tmp_path
 def test_bad_images_are_counted_in_the_last_line(call, image_folder, tmp_path):
     (image_folder / 'train/cat/torn.jpg').write_bytes(b'nothing')
     shown = call(image_folder, tmp_path / 'packed', '--split', 'train')
-    assert f'; 1 bad images left out, see {tmp_path}/packed/bad_samples.csv' in shown.splitlines()[-1]
-    assert 'train/cat/torn.jpg,UnidentifiedImageError' in (tmp_path / 'packed/bad_samples.csv').read_text()
+    assert f'; bad images left out: 1, see {tmp_path}/packed/bad_samples.csv' in shown.splitlines()[-1]
+    assert 'train/cat/torn.jpg,"not an image' in (tmp_path / 'packed/bad_samples.csv').read_text()
 
 
 def test_a_folder_of_one_split_is_that_split(call, image_folder, tmp_path):

@@ -17,6 +17,7 @@ import os
 import re
 import tarfile
 import warnings
+import weakref
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -134,12 +135,8 @@ class _OpenFile:
     """A descriptor, closed with its last reference. `os.pread` has no position that forked processes would share."""
 
     def __init__(self, path: Path):
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_CLOEXEC', 0))
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def is_packed(root: str | Path) -> bool:
