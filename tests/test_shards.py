@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -374,8 +375,46 @@ def test_foreign_shards_are_not_overwritten(tmp_path):
 
 
 def test_two_processes_do_not_pack_into_one_folder(tmp_path):
-    with shards._one_packer(tmp_path), pytest.raises(UserError, match='another process is packing'):
-        pack(photos(8), tmp_path, 'train')
+    with shards._one_packer(tmp_path), multiprocessing.get_context('fork').Pool(1) as pool, pytest.raises(
+            UserError, match='another process is packing'):
+        pool.apply(pack, (photos(8), tmp_path, 'train'))
+    pack(photos(8), tmp_path, 'train')
+
+
+class Slow(Photos):
+    """Photos that say which process reads them, and that take their time."""
+
+    def read(self, index):
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(0.01)
+        return super().read(index)
+
+
+def is_running(process):
+    stat = Path(f'/proc/{process}/stat')
+    return stat.exists() and stat.read_text().rpartition(')')[2].split()[0] not in 'ZX'
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes as Linux shows them')
+def test_workers_end_with_a_killed_packer_and_do_not_hold_the_folder(tmp_path):
+    slow = Slow(dict(zip(map(str, range(400)), [jpeg(0, (400, 300), quality=100)] * 400, strict=True)))
+    slow.folder = tmp_path / 'readers'
+    slow.folder.mkdir()
+    process = multiprocessing.get_context('fork').Process(
+        target=pack, args=(slow, tmp_path / 'packed', 'train', 0), kwargs=dict(workers=1, num_shards=8))
+    process.start()
+    while not list(tmp_path.glob('packed/*.tar')):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    workers = [int(path.name) for path in slow.folder.iterdir()]
+    assert workers and process.pid not in workers
+    with shards._one_packer(tmp_path / 'packed'):  # free at once
+        pass
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
 
 
 def test_a_full_disk_is_one_message_and_finished_shards_stay(tmp_path, monkeypatch):
@@ -574,7 +613,6 @@ def test_unknown_split_names_those_there_are(tmp_path, packed):
 
 
 def test_a_million_samples_open_and_shuffle_in_seconds(tmp_path):
-    import time
     count = 157
     samples = made_up([8192] * count)
     lengths = np.full(len(samples), 15)

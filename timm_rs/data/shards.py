@@ -16,6 +16,8 @@ import math
 import os
 import re
 import tarfile
+import threading
+import time
 import warnings
 import weakref
 import zipfile
@@ -461,19 +463,21 @@ def _check_settings(samples: Samples, split: str, short_side: int, quality: int,
 @contextlib.contextmanager
 def _one_packer(destination: Path) -> Iterator[None]:
     """Hold the folder for this process."""
+    path = destination / '.packing'
     with _write_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(destination, os.O_RDONLY)
-    try:
+        file = open(path, 'w')
+    with file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, it is not inherited by workers
+        except (BlockingIOError, PermissionError):
             raise UserError(f'{destination}: another process is packing into it') from None
         except OSError:
             pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -555,7 +559,8 @@ def _write_shards(samples: Samples, keys: list[str], destination: Path, split: s
         return {}
     encoded = iter(track(itertools.chain.from_iterable(DataLoader(
         _Encoder(samples, settings['short_side'], settings['quality']), batch_size=READ_AHEAD, num_workers=workers,
-        sampler=np.concatenate(list(todo.values())).tolist(), collate_fn=list)),
+        sampler=np.concatenate(list(todo.values())).tolist(), collate_fn=list,
+        worker_init_fn=functools.partial(_end_with, os.getpid()))),
         f'packing {split}', total=sum(map(len, todo.values()))))
     parts = {}
     for shard, part in todo.items():
@@ -566,6 +571,15 @@ def _write_shards(samples: Samples, keys: list[str], destination: Path, split: s
         _write_json(_manifest_path(destination, split), manifest)
         parts[shard] = _shard_index(destination / shard, shard, written)
     return parts
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """End this process soon after its parent; torch's workers wait for ever for a killed one to take what they have."""
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_shard(path: Path, names: list[tuple[str, str]], encoded: Iterator['_Encoded']
