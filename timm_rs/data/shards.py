@@ -390,7 +390,7 @@ def pack(samples: Samples, destination: str | Path, split: str, short_side: int 
         short_side=short_side, quality=quality, num_shards=num_shards, seed=seed, num_samples=len(samples),
         names_sha256=hashlib.sha256('\n'.join(keys).encode(errors='surrogateescape')).hexdigest())
     classes = {str(name): int(index) for name, index in samples.classes.items()}
-    with _one_packer(destination), _write_errors(destination):
+    with _write_errors(destination), _one_packer(destination):
         manifest = _start_manifest(destination, split, settings, classes, source)
         parts = _write_shards(samples, keys, destination, split, manifest, workers)
         old = _load_index(_index_path(destination, split))
@@ -464,10 +464,8 @@ def _check_settings(samples: Samples, split: str, short_side: int, quality: int,
 def _one_packer(destination: Path) -> Iterator[None]:
     """Hold the folder for this process."""
     path = destination / '.packing'
-    with _write_errors(destination):
-        destination.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'w')
-    with file:
+    destination.mkdir(parents=True, exist_ok=True)
+    with open(path, 'w') as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, it is not inherited by workers
         except (BlockingIOError, PermissionError):
