@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 import timm
 import torch
@@ -27,7 +26,7 @@ from torchvision.transforms import InterpolationMode
 
 import timm_rs
 from timm_rs.atomic import atomic_folder, atomic_write
-from timm_rs.data.decode import open_picture, resize
+from timm_rs.data.decode import Pixels, open_picture, resize
 from timm_rs.data.samples import Samples
 from timm_rs.data.transforms import RandomResizedCrop
 from timm_rs.errors import UserError
@@ -126,26 +125,32 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         raise UserError(f'{path} cannot be written: {error.strerror}; choose another --output') from error
 
 
-def decoding_psnr(samples: Samples, size: int, count: int) -> dict[str, float]:
-    """Median PSNR (dB) of our decoding, exact and scaled, of a random crop at `size` px of the first `count` images.
+def decoding_psnr(samples: Samples, size: int, count: int) -> tuple[float, float | None, float]:
+    """How far our decoding and resizing of a random crop to `size` px is from PIL's, over the first `count` images.
 
-    The truth is PIL's full decode and antialiased bicubic resizing of the same crop.
+    Returns the median PSNR (dB) of exact decoding; of scaled decoding, where the crop is large enough for it (None:
+    nowhere); and the share of such crops. The truth is PIL's full decode and antialiased bicubic of the same crop.
     """
-    errors: dict[str, list[float]] = {'exact': [], 'scaled': []}
+    crops = RandomResizedCrop((size, size), (0.08, 1), (3 / 4, 4 / 3), InterpolationMode.BICUBIC)
+    exact, scaled = [], []
     for index in range(count):
         source, _ = samples.read(index)
         picture = open_picture(source)
-        box = RandomResizedCrop((size, size), (0.08, 1), (3 / 4, 4 / 3), InterpolationMode.BICUBIC).box(
-            picture.height, picture.width, np.random.default_rng(index))
+        box = crops.box(picture.height, picture.width, np.random.default_rng(index))
         top, left, height, width = box
         whole = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source))
-        truth = whole.convert('RGB').crop((left, top, left + width, top + height)).resize(
-            (size, size), Image.Resampling.BICUBIC)
-        for name, at_least in (('exact', None), ('scaled', (size, size))):
-            ours = resize(picture.pixels(box, at_least=at_least), size, size)
-            error = np.square(ours.astype(float) - np.asarray(truth)).mean()
-            errors[name].append(10 * math.log10(255**2 / max(error, 1e-9)))
-    return {name: statistics.median(values) for name, values in errors.items()}
+        truth = np.asarray(whole.convert('RGB').crop((left, top, left + width, top + height)).resize(
+            (size, size), Image.Resampling.BICUBIC))
+        exact.append(psnr(resize(picture.pixels(box), size, size), truth))
+        smaller = picture.pixels(box, at_least=(size, size))
+        if len(smaller) < height:
+            scaled.append(psnr(resize(smaller, size, size), truth))
+    return statistics.median(exact), statistics.median(scaled) if scaled else None, len(scaled) / count
+
+
+def psnr(pixels: Pixels, truth: Pixels) -> float:
+    """Peak signal-to-noise ratio of uint8 images in dB; 138 for equal ones."""
+    return 10 * math.log10(255**2 / max(np.square(pixels.astype(float) - truth).mean(), 1e-9))
 
 
 # ---- images to read ---------------------------------------------------------------------------------------------
@@ -171,7 +176,7 @@ def write_photos(count: int, folder: Path = PHOTOS_FOLDER) -> Path:
     return folder
 
 
-def photo(rng: np.random.Generator, height: int = 375, width: int = 500) -> npt.NDArray[np.uint8]:
+def photo(rng: np.random.Generator, height: int = 375, width: int = 500) -> Pixels:
     """Coloured noise with the spectrum of photos (amplitude 1/frequency), (height, width, 3)."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     frequency[0, 0] = 1 / width

@@ -4,16 +4,13 @@
 Stopped at any moment, the same command continues. Images that cannot be read are left out, and listed in
 DST/bad_samples.csv.
 """
-import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
-
-from timm.data import ImageDataset, IterableImageDataset
 
 from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, create_datasets
-from timm_rs.data.samples import Samples, TimmSamples, TorchvisionSamples
+from timm_rs.data.samples import Samples, as_samples
 from timm_rs.data.shards import pack, verify
+from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe import Parser, Recipe
 
@@ -84,18 +81,6 @@ def present_splits(args: Namespace) -> tuple[str | None, str | None]:
         paths = (Path(args.source, name + suffix) for name in names for suffix in ('', '.tar'))
         return bool(args.dataset) or any(path.exists() for path in paths)
     return 'train' if is_there(TRAIN_NAMES) else None, 'validation' if is_there(VALIDATION_NAMES) else None
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def as_samples(dataset: Any) -> Samples:
-    if isinstance(dataset, IterableImageDataset):
-        raise UserError('a dataset that is read as a stream cannot be packed; download it as files, tar or hfds/ first')
-    if isinstance(dataset, Samples):
-        return dataset
-    return TimmSamples(dataset) if isinstance(dataset, ImageDataset) else TorchvisionSamples(dataset)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm_rs.atomic import atomic_write
 from timm_rs.data.decode import BadImage, open_picture
 from timm_rs.data.samples import Samples, Subset, TimmSamples
+from timm_rs.data.shards import ShardSamples
 from timm_rs.errors import UserError
 
 # What `Samples.read` raises for one bad sample. The last two are Pillow's, in torchvision datasets that decode.
@@ -52,6 +53,8 @@ def unlisted(samples: Samples) -> list[Problem]:
     """What should have been images of a folder or tar but is not among `samples`, which timm does not tell."""
     while isinstance(samples, Subset):
         samples = samples.samples
+    if isinstance(samples, ShardSamples) and samples.skipped:
+        return [(str(samples.root), f'{samples.skipped} samples without an image or a usable label')]
     if not isinstance(samples, TimmSamples) or not hasattr(samples.reader, 'samples'):
         return []
     root = samples.reader.root

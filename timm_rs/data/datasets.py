@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from timm_rs.data.bad_samples import why_unreadable
 from timm_rs.data.minival import MINIVAL, SOURCE_SPLIT, TRAIN_MINIVAL, split_minival
 from timm_rs.data.samples import Samples, as_samples
+from timm_rs.data.shards import is_packed, open_shards
 from timm_rs.data.transforms import image_mode
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe, flag
@@ -73,6 +74,8 @@ def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[Any | N
 
 
 def _create(recipe: Recipe, split: str, is_training: bool, class_map: Any = None) -> Samples | IterableDataset[Any]:
+    if recipe.data_dir and (shards := _open_shards(recipe, recipe.data_dir, split)):
+        return shards
     root, search = recipe.data_dir, True
     if '/' not in recipe.dataset:  # a folder or a tar; the others know their own splits
         root, search = _split_root(recipe.data_dir, split, alone=recipe.val_split in ('', MINIVAL)), False
@@ -96,6 +99,15 @@ def _create(recipe: Recipe, split: str, is_training: bool, class_map: Any = None
     if isinstance(dataset, IterableDataset):
         return dataset
     return as_samples(dataset)
+
+
+def _open_shards(recipe: Recipe, root: str, split: str) -> Samples | None:
+    """Local shards, which unlike streams have an index; None for all else, and where classes are mapped by timm."""
+    if recipe.class_map:
+        return None
+    if recipe.dataset.lower().startswith('wds/'):
+        return open_shards(root, split, recipe.input_key, recipe.target_key)
+    return open_shards(root, split) if not recipe.dataset and is_packed(root) else None
 
 
 def _split_root(data_dir: str | None, split: str, alone: bool) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from timm_rs.data.sampler import PADDING, EvalBatches, Ticket, TrainBatches
 from timm_rs.data.samples import Samples
 from timm_rs.data.timm_loader import TimmLoader, create_timm_eval_loader, create_timm_train_loader
 from timm_rs.data.transforms import Transform, create_transform
+from timm_rs.data.workers import end_with, num_cores
 from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
@@ -85,6 +87,7 @@ class Loader:
         self.loader = DataLoader(
             dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,  # type: ignore[arg-type]
             pin_memory=device.torch_device.type == 'cuda', persistent_workers=num_workers > 0,
+            worker_init_fn=partial(end_with, os.getpid()),
             # Else a generator would be drawn from that the training loop draws from as well.
             generator=torch.Generator())
         channels = data_config['input_size'][0]
@@ -190,5 +193,4 @@ def create_eval_loader(
 
 def num_workers(recipe: Recipe) -> int:
     """`workers`, but no more than there are cores to run them on (torch warns, and they only wait for each other)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1  # Linux, others
-    return min(recipe.workers, cores)
+    return min(recipe.workers, num_cores())

@@ -144,7 +144,8 @@ def as_samples(dataset: Any) -> Samples:
     if isinstance(dataset, Samples):
         return dataset
     if isinstance(dataset, IterableDataset):
-        raise UserError('this dataset is a stream, whose images have no index; use a folder, a tar, hfds/ or torch/')
+        raise UserError('this dataset is a stream, whose images have no index; use a folder, a tar, local shards, '
+                        'hfds/ or torch/')
     return TimmSamples(dataset) if isinstance(dataset, ImageDataset) else TorchvisionSamples(dataset)
 
 

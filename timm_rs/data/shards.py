@@ -16,8 +16,6 @@ import math
 import os
 import re
 import tarfile
-import threading
-import time
 import warnings
 import weakref
 import zipfile
@@ -31,7 +29,9 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
 from timm_rs.atomic import atomic_write
+from timm_rs.data.decode import open_picture
 from timm_rs.data.samples import Order, Samples
+from timm_rs.data.workers import end_with
 from timm_rs.errors import UserError
 from timm_rs.progress import track
 
@@ -558,7 +558,7 @@ def _write_shards(samples: Samples, keys: list[str], destination: Path, split: s
     encoded = iter(track(itertools.chain.from_iterable(DataLoader(
         _Encoder(samples, settings['short_side'], settings['quality']), batch_size=READ_AHEAD, num_workers=workers,
         sampler=np.concatenate(list(todo.values())).tolist(), collate_fn=list,
-        worker_init_fn=functools.partial(_end_with, os.getpid()))),
+        worker_init_fn=functools.partial(end_with, os.getpid()))),
         f'packing {split}', total=sum(map(len, todo.values()))))
     parts = {}
     for shard, part in todo.items():
@@ -569,15 +569,6 @@ def _write_shards(samples: Samples, keys: list[str], destination: Path, split: s
         _write_json(_manifest_path(destination, split), manifest)
         parts[shard] = _shard_index(destination / shard, shard, written)
     return parts
-
-
-def _end_with(parent: int, worker: int) -> None:
-    """End this process soon after its parent; torch's workers wait for ever for a killed one to take what they have."""
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_shard(path: Path, names: list[tuple[str, str]], encoded: Iterator['_Encoded']
@@ -674,7 +665,7 @@ def encode(source: bytes | Image.Image, short_side: int, quality: int) -> tuple[
     if not short_side:
         (image if image.mode in ('L', 'RGB') else image.convert('RGB')).save(content, 'PNG')
         return content.getvalue(), 'png'
-    image = image.convert('RGB')
+    image = Image.fromarray(open_picture(image).pixels())  # the pixels that training sees, also of 16-bit images
     scale = short_side / min(image.size)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
