@@ -155,7 +155,7 @@ def psnr(pixels: Pixels, truth: Pixels) -> float:
 
 # ---- images to read ---------------------------------------------------------------------------------------------
 
-def write_photos(count: int, folder: Path = PHOTOS_FOLDER) -> Path:
+def write_photos(count: int = 256, folder: Path = PHOTOS_FOLDER) -> Path:
     """A folder train/0/ of `count` photo-like JPEGs, 500x375 px and about 105 KB as ImageNet's; the same every time.
 
     A complete folder is left alone. Raises UserError when it cannot be written.

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog='benchmark.py', description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     loader = commands.add_parser('loader', help='the data loader beside timm\'s: CPU time and images per second')
-    loader.add_argument('--images', type=int, default=256, help='images per turn [256]')
+    loader.add_argument('--images', type=int, default=2048, help='images per turn, in several epochs if need be [2048]')
     loader.add_argument('--rounds', type=int, default=7, help='turns of each loader that count [7]')
     loader.add_argument('--no-pack', action='store_true', help='leave out packed shards')
     loader.add_argument('--csv', type=Path, help='add the rows to this file, e.g. results/loader.csv')
@@ -44,17 +44,16 @@ def benchmark_loader(recipe: Recipe, arguments: Any) -> None:
     if min(arguments.images, arguments.rounds) < 1:
         raise UserError('--images and --rounds must be at least 1')
     if not recipe.data_dir and not recipe.dataset:
-        recipe = dataclasses.replace(recipe, data_dir=str(write_photos(max(arguments.images, 256))))
+        recipe = dataclasses.replace(recipe, data_dir=str(write_photos()))
     recipe = dataclasses.replace(recipe, val_split='')
     device = Device('cpu')
     samples, _, num_classes = create_datasets(recipe)
     if not isinstance(samples, Samples):
         raise UserError(f'dataset {recipe.dataset} is streamed, and has no loader but timm\'s; give a folder or shards')
-    images = min(arguments.images, len(samples))
+    if len(samples) > arguments.images:
+        samples = Subset(samples, range(arguments.images))
     recipe = dataclasses.replace(
-        recipe, batch_size=min(recipe.batch_size, images), num_classes=num_classes or recipe.num_classes or 1000)
-    if len(samples) > images:
-        samples = Subset(samples, range(images))
+        recipe, batch_size=min(recipe.batch_size, len(samples)), num_classes=num_classes or recipe.num_classes or 1000)
     config = timm.data.resolve_data_config(
         dataclasses.asdict(recipe), pretrained_cfg=timm.get_pretrained_cfg(recipe.model).to_dict())
     size = config['input_size'][-1]
@@ -71,13 +70,13 @@ def benchmark_loader(recipe: Recipe, arguments: Any) -> None:
             pack(samples, scratch, 'train', workers=num_cores())
             candidates['fast, packed'] = (fast, as_samples(open_shards(scratch, 'train')))
         costs = take_turns({
-            name: partial(read, dataclasses.replace(recipe, **changes), config, data, device)
+            name: partial(read, dataclasses.replace(recipe, **changes), config, data, arguments.images, device)
             for name, (changes, data) in candidates.items()}, arguments.rounds, label='loaders')
 
-    exact, scaled, share = decoding_psnr(samples, size, min(images, 200))
+    exact, scaled, share = decoding_psnr(samples, size, min(len(samples), 200))
     psnr = {'fast': exact, 'fast, decode scaled': scaled}
     rows = []
-    print(f'{recipe.model} at {size} px, {num_workers(recipe)} workers, {images} images per turn, '
+    print(f'{recipe.model} at {size} px, {num_workers(recipe)} workers, {arguments.images} images per turn, '
           f'{arguments.rounds} rounds; CPU of all processes')
     print(f'{"loader":20} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}')
     for name, own in costs.items():
@@ -86,7 +85,7 @@ def benchmark_loader(recipe: Recipe, arguments: Any) -> None:
         print(f'{name:20} {cpu["median"]:10.3f} ({cpu["min"]:.3f}-{cpu["max"]:.3f}) {speed["median"]:9.0f} '
               f'{cpu_ratio["median"]:13.2f} ({cpu_ratio["min"]:.2f}-{cpu_ratio["max"]:.2f})')
         rows.append(dict(
-            loader=name, img_size=size, workers=num_workers(recipe), images=images, rounds=arguments.rounds,
+            loader=name, img_size=size, workers=num_workers(recipe), images=arguments.images, rounds=arguments.rounds,
             **{f'cpu_ms_{key}': value for key, value in cpu.items()},
             **{f'images_per_s_{key}': value for key, value in speed.items()},
             **{f'cpu_ratio_to_timm_{key}': value for key, value in cpu_ratio.items()},
@@ -100,11 +99,16 @@ def benchmark_loader(recipe: Recipe, arguments: Any) -> None:
         append_rows(arguments.csv, rows)
 
 
-def read(recipe: Recipe, config: dict[str, Any], samples: Samples, device: Device) -> int:
-    """Have a new loader make an epoch of batches on the host, and its workers end; returns the number of images."""
+def read(recipe: Recipe, config: dict[str, Any], samples: Samples, images: int, device: Device) -> int:
+    """Have a new loader make at least `images` images on the host; returns how many it made."""
     assert recipe.num_classes
     loader = create_train_loader(samples, recipe, config, recipe.num_classes, device)
-    return sum(len(images) for images, _ in loader.host_batches())
+    done = epoch = 0
+    while done < images:
+        loader.set_epoch(epoch)
+        done += sum(len(batch) for batch, _ in loader.host_batches())
+        epoch += 1
+    return done  # the loader goes, and its workers with it
 
 
 if __name__ == '__main__':

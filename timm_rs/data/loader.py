@@ -92,7 +92,7 @@ class Loader:
             generator=torch.Generator())
         channels = data_config['input_size'][0]
         self.prefetch = PrefetchLoader(
-            self.host_batches(), data_config['mean'], data_config['std'], channels, device.torch_device)
+            (), data_config['mean'], data_config['std'], channels, device.torch_device)
 
     def __len__(self) -> int:
         return len(self.batches)

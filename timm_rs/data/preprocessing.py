@@ -209,7 +209,7 @@ def _taps(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(sources), torch.from_numpy(weights)
 
 
-# ---- the same in half the time, where only uint8 is wanted ------------------------------------------------------
+# ---- the same in less time, where only uint8 is wanted ----------------------------------------------------------
 
 # Sums of four terms, in whatever order and fused or not, are off by at most 4 * 2**-24 of their absolute terms. With
 # pixels up to 255 and weights that add up to 1.375 at most, two sums along each of two axes differ by 0.0005 at most.
