@@ -19,6 +19,7 @@ from timm_rs.data.decode import open_picture
 from timm_rs.data.loader import create_eval_loader, create_train_loader
 from timm_rs.data.sampler import PADDING, EvalBatches, TrainBatches
 from timm_rs.data.samples import PilDataset, Samples
+from timm_rs.data.shards import pack
 from timm_rs.data.transforms import RandomResizedCrop, Transform, create_transform, seeded
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
@@ -247,6 +248,21 @@ def test_mixing_makes_soft_targets_until_it_stops(image_folder):
     assert (targets.max(1).values < 0.9).any()
     loader.stop_mixing()
     assert (epoch(loader)[1].max(1).values > 0.9).all()
+
+
+# ---- shards -----------------------------------------------------------------------------------------------------
+
+def test_shards_train_and_validate_as_any_other_data(run, image_folder, tmp_path):
+    shards = tmp_path / 'shards'
+    for split, samples in zip(('train', 'validation'), create_datasets(recipe(image_folder))[:2], strict=True):
+        pack(samples, shards, split, short_side=0, num_shards=3)
+    for extra in ([], ['--dataset', 'wds/any'], ['--loader', 'timm'], ['--workers', 2]):
+        result = run(*TINY, '--data-dir', shards, *extra)
+        assert result.code == 0, result.err
+        assert '3 classes, 24 training images' in result.out
+    orders = [epoch(train_loader(shards, workers=workers)) for workers in (0, 1, 2)]
+    assert same(orders[0], orders[1]) and same(orders[0], orders[2])
+    assert not same(orders[0], epoch(train_loader(shards), 1))
 
 
 # ---- minival ----------------------------------------------------------------------------------------------------

@@ -118,7 +118,8 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
                 rows = [*csv.DictReader(file), *rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, newline='') as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)),
+                                    lineterminator='\n')
             writer.writeheader()
             writer.writerows(rows)
     except OSError as error:

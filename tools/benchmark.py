@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     loader.add_argument('--csv', type=Path, help='add the rows to this file, e.g. results/loader.csv')
     add_recipe_arguments(loader)
     arguments = parser.parse_args(argv)
-    recipe, _ = resolve(arguments)
-    benchmark_loader(recipe, arguments)
+    with exit_on_user_error():
+        recipe, _ = resolve(arguments)
+        benchmark_loader(recipe, arguments)
 
 
 def benchmark_loader(recipe: Recipe, arguments: Any) -> None:
@@ -112,5 +113,4 @@ def read(recipe: Recipe, config: dict[str, Any], samples: Samples, images: int, 
 
 
 if __name__ == '__main__':
-    with exit_on_user_error():
-        main()
+    main()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from timm_rs.training.runlog import Progress, Summary
+from timm_rs.training.runlog import DataHint, Progress, Summary
 
 BAR = '''
 import time
@@ -53,6 +53,21 @@ def test_share_of_waiting_is_measured(capsys):
     progress.report(1, 0.25, 0.1, 64)
     share = int(capsys.readouterr().out.partition('waiting for data ')[2].partition(' %')[0])
     assert 60 <= share <= 85
+
+
+def test_waiting_for_data_gives_one_hint(capsys):
+    hint = DataHint()
+    assert hint.after(99, seconds=10, waited=9) is None  # too early to say
+    assert 'waits for data 85 % of the time' in hint.after(1, seconds=10, waited=8)
+    assert hint.after(500, seconds=10, waited=9) is None  # said already
+    assert DataHint().after(100, seconds=10, waited=1.9) is None
+
+    progress = Progress(updates_per_epoch=100, first_epoch=0, num_epochs=1, enabled=True)
+    for update in (50, 100):
+        progress.last_report, progress.waited = time.perf_counter() - 10, 5.0
+        progress.report(update, 0.25, 0.1, 64)
+    out = capsys.readouterr().out
+    assert out.count('training waits for data 50 %') == 1 and 'tools/pack_dataset.py' in out
 
 
 def test_other_processes_stay_silent(capsys):

@@ -1,0 +1,69 @@
+import csv
+import re
+
+import numpy as np
+import pytest
+from conftest import failure, load_tool
+
+from timm_rs.benchmark import Cost, append_rows, photo, ratios, spread, take_turns, write_photos
+from timm_rs.errors import UserError
+
+benchmark = load_tool('benchmark')
+RECIPE = ['--model', 'resnetrs_50', '--img-size', '16', '--workers', '0', '--aa', 'rand-m10-n2-p1.0', '--batch-size', '8']
+
+
+def test_loaders_take_turns_and_rows_say_where_they_come_from(capsys, image_folder, tmp_path):
+    benchmark.main(['loader', *RECIPE, '--data-dir', str(image_folder), '--images', '16', '--rounds', '2',
+                    '--randaugment', 'tf', '--preprocessing', 'tf', '--train-interpolation', 'bicubic',
+                    '--csv', str(tmp_path / 'results/loader.csv')])
+    out = capsys.readouterr().out
+    assert 'resnetrs_50 at 16 px, 0 workers, 16 images per turn, 2 rounds' in out
+    with open(tmp_path / 'results/loader.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    names = ['timm', 'fast', 'fast, decode scaled', 'fast, released crops', 'fast, packed']
+    assert [row['loader'] for row in rows] == names
+    assert all(re.search(rf'^{name} +[0-9.]+ \(', out, re.M) for name in names)
+    assert float(rows[0]['cpu_ratio_to_timm_median']) == 1 and float(rows[1]['cpu_ms_min']) > 0
+    assert float(rows[1]['psnr_db_median']) > 50
+    assert all(row['versions'].startswith('python 3') and row['hardware'] and row['commit'] for row in rows)
+
+
+def test_rows_join_those_of_before(tmp_path):
+    path = tmp_path / 'rows.csv'
+    append_rows(path, [dict(a=1)])
+    append_rows(path, [dict(a=2, b='x, y')])
+    assert path.read_text() == 'a,b\n1,\n2,"x, y"\n'
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='rows.csv cannot be written'):
+        append_rows(tmp_path / 'file/rows.csv', [dict(a=1)])
+
+
+def test_candidates_take_turns_and_warm_up():
+    calls = []
+    costs = take_turns({'a': lambda: calls.append('a') or 2, 'b': lambda: calls.append('b') or 1}, rounds=3)
+    assert calls == ['a', 'b'] * 4
+    assert {name: len(own) for name, own in costs.items()} == {'a': 3, 'b': 3}
+
+
+def test_ratios_are_taken_within_rounds():
+    slow, fast = [Cost(4, 8), Cost(9, 9)], [Cost(2, 2), Cost(3, 1)]
+    assert ratios(slow, fast, 'cpu') == [2, 3] and ratios(slow, fast, 'wall') == [4, 9]
+    assert spread([3.0, 1.0, 2.00004]) == dict(median=2.0, min=1.0, max=3.0)
+
+
+def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
+    folder = write_photos(3, tmp_path / 'photos')
+    files = sorted(folder.glob('train/0/*.jpg'))
+    assert len(files) == 3 and all(80_000 < path.stat().st_size < 130_000 for path in files)
+    stamp = folder.stat().st_mtime_ns
+    assert write_photos(3, folder).stat().st_mtime_ns == stamp
+    assert len(list(write_photos(2, folder).glob('train/0/*'))) == 2
+    assert photo(np.random.default_rng(0), 10, 12).shape == (10, 12, 3)
+
+
+@pytest.mark.parametrize(('argv', 'words'), [
+    (['--images', '0'], '--images and --rounds must be at least 1'),
+    (['--data-dir', 'nowhere'], 'data folder nowhere does not exist'),
+])
+def test_bad_arguments_are_one_line(capsys, argv, words):
+    assert words in failure(benchmark, capsys, 'loader', *argv)
