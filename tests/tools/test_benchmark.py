@@ -9,7 +9,7 @@ from timm_rs.benchmark import Cost, append_rows, photo, ratios, spread, take_tur
 from timm_rs.errors import UserError
 
 benchmark = load_tool('benchmark')
-RECIPE = ['--model', 'resnetrs_50', '--img-size', '16', '--workers', '0', '--aa', 'rand-m10-n2-p1.0', '--batch-size', '8']
+RECIPE = ['--model', 'resnetrs_50', '--img-size', '16', '--workers', '0', '--aa', 'rand-m10-n2-p1.0', '-b', '8']
 
 
 def test_loaders_take_turns_and_rows_say_where_they_come_from(capsys, image_folder, tmp_path):
