@@ -18,12 +18,12 @@ import numpy as np
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models import save_for_hf
 from torch import nn
 
 from timm_rs.atomic import atomic_folder
 from timm_rs.errors import UserError
 from timm_rs.models.resnet_rs import LAYERS, PAPER_POINTS
+from timm_rs.publish import check_output, save_model, stock_name
 
 AVERAGED = '/ExponentialMovingAverage'
 TRAINING_STATE = re.compile(r'global_step|.+/Momentum')  # what the network has no place for, and needs not
@@ -267,21 +267,12 @@ def save_for_timm(model: nn.Module, output: str | os.PathLike[str], name: str, *
     """
     output = Path(os.path.abspath(output))
     check_output(output)
-    architecture = name.partition('.')[0].replace('_', '')
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(output) as folder:
-            save_for_hf(model, folder, safe_serialization=True, model_config={
-                'architecture': architecture, 'timm_rs': {'model': name, **provenance}})
+            save_model(model, folder, stock_name(name.partition('.')[0]), {'model': name, **provenance})
     except OSError as error:
         raise UserError(f'{output}: cannot be written: {error.strerror}') from None
-
-
-def check_output(output: str | os.PathLike[str]) -> None:
-    """Raise UserError if `output` is a file, or a folder with something in it."""
-    output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f'{output}: is there already and not an empty folder; give a new one')
 
 
 def logit_range(model: nn.Module) -> tuple[float, float]:

@@ -4,7 +4,6 @@ import argparse
 
 from timm_rs.convert import (
     average_distance,
-    check_output,
     create_point,
     load_weights,
     logit_range,
@@ -12,6 +11,7 @@ from timm_rs.convert import (
     save_for_timm,
 )
 from timm_rs.errors import exit_on_user_error
+from timm_rs.publish import check_output
 
 EXAMPLE = """example:
   python tools/convert_checkpoint.py --model resnetrs_101 --tag tf_i160_in1k \\
