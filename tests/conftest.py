@@ -1,7 +1,7 @@
 """Fixtures shared by all tests: a small folder of images and a way to run train.py inside the test process."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from hub_server import WRITE, HubServer
 from PIL import Image
 
+import timm_rs.hub
 import train
 from timm_rs.errors import exit_on_user_error
 
@@ -81,3 +83,34 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Run
             code = stop.code if isinstance(stop.code, int) else 1
         return Run(code, *capsys.readouterr())
     return call
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty Hub on this machine, to which this process is logged in, with an empty cache and short patience."""
+    from huggingface_hub import close_session, constants
+    server = HubServer()
+    for name, value in dict(
+            ENDPOINT=server.url, HF_HUB_CACHE=str(tmp_path / 'cache'), HF_TOKEN_PATH=str(tmp_path / 'no_token'),
+            HF_HUB_DISABLE_XET=True, AGENT_HARNESSES_PATH=str(tmp_path / 'harnesses.json')).items():
+        monkeypatch.setattr(constants, name, value)
+    for name, value in dict(HF_TOKEN=WRITE, NO_PROXY='127.0.0.1,localhost').items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(timm_rs.hub, 'WAITS', (0.01,) * 3)
+    close_session()
+    yield server
+    close_session()
+    server.close()
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of train.py on three classes, with averaged weights and an evaluation."""
+    folder = tmp_path_factory.mktemp('tiny_run')
+    for split, count in (('train', 8), ('validation', 5)):
+        write_images(folder / 'pets' / split, dict.fromkeys(('cat', 'dog', 'eel'), count), seed=count)
+    argv = [*TINY, '--data-dir', str(folder / 'pets'), '--output', str(folder), '--experiment', 'run',
+            '--model-ema', '--model-ema-decay', '0.5', '--crop-pct', '1.0']
+    train.main(argv)
+    train.main([*argv, '--eval', str(folder / 'run/model_best.pth.tar')])
+    return folder / 'run'

@@ -178,7 +178,8 @@ def _refuse_another_model(api: Any, repo_id: str, head: str, there: list[File], 
     if not any(file.path == CONFIG for file in there):
         return
     old, new = _read_json(api, repo_id, head, CONFIG), json.loads((folder / CONFIG).read_text())
-    ours = old.get('timm_rs') if isinstance(old.get('timm_rs'), dict) else {}
+    variant = old.get('timm_rs')
+    ours: dict[str, Any] = variant if isinstance(variant, dict) else {}
     if old.get('architecture') != new['architecture'] or ours.get('model') != new['timm_rs']['model']:
         holds = ours.get('model') or old.get('architecture') or 'something else'
         raise UserError(f'the name {repo_id} is taken: it holds {holds}, not {new["timm_rs"]["model"]}; choose another '

@@ -27,6 +27,9 @@ from timm_rs.training.build import build_model
 from timm_rs.training.checkpoint import BEST, LAST, SUFFIX, describe, load_weights, read_checkpoint
 
 CARD, CONFIG, WEIGHTS = 'README.md', 'config.json', 'model.safetensors'
+OURS = ('resnetrs', 'efficientnet_rs')
+ORIGIN = (' The network is from "Revisiting ResNets: Improved Training and Scaling Strategies" (Bello et al. 2021, '
+          '[arXiv:2103.07579](https://arxiv.org/abs/2103.07579)).')
 RECIPES = Path(__file__).parents[1] / 'train_recipes'  # beside the package in a checkout; the card does without them
 # What belongs to the machine that trained, or to where a run began, and not to a recipe for others.
 PRIVATE = ('data_dir', 'output', 'experiment', 'resume', 'initial_checkpoint', 'pretrained_path', 'device',
@@ -294,8 +297,7 @@ def model_card(
         f'---\n{yaml.safe_dump(_header(trained, repo_id, license, dataset), sort_keys=False, allow_unicode=True)}---',
         f'# {repo_id.rpartition("/")[2]}',
         f'`{recipe.model}`{f" ({arguments})" if arguments else ""} of timm_rs, trained on {dataset}: '
-        f'{trained.model.num_classes} classes, {size}. Models and recipe follow "Revisiting ResNets: Improved Training '
-        'and Scaling Strategies" (Bello et al. 2021, [arXiv:2103.07579](https://arxiv.org/abs/2103.07579)).',
+        f'{trained.model.num_classes} classes, {size}.{ORIGIN if recipe.model.startswith(OURS) else ""}',
         f'timm alone has no such network: the code needs the package {needs}.' if needs else
         f'timm has this network as `{architecture}`, so timm alone loads it.',
         f'## Use\n\n```python\n{_snippet(trained, repo_id, needs)}```',
