@@ -91,10 +91,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     from huggingface_hub import close_session, constants
     server = HubServer()
     for name, value in dict(
-            ENDPOINT=server.url, HF_HUB_CACHE=str(tmp_path / 'cache'), HF_TOKEN_PATH=str(tmp_path / 'no_token'),
+            ENDPOINT=server.url, HUGGINGFACE_CO_URL_TEMPLATE=server.url + '/{repo_id}/resolve/{revision}/{filename}',
+            HF_HUB_CACHE=str(tmp_path / 'cache'), HF_TOKEN_PATH=str(tmp_path / 'no_token'),
             HF_HUB_DISABLE_XET=True, AGENT_HARNESSES_PATH=str(tmp_path / 'harnesses.json')).items():
         monkeypatch.setattr(constants, name, value)
-    for name, value in dict(HF_TOKEN=WRITE, NO_PROXY='127.0.0.1,localhost').items():
+    (tmp_path / 'certificates').mkdir()  # none: there is no TLS here, and reading all of them takes long
+    for name, value in dict(HF_TOKEN=WRITE, NO_PROXY='127.0.0.1,localhost',
+                            SSL_CERT_DIR=str(tmp_path / 'certificates')).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(timm_rs.hub, 'WAITS', (0.01,) * 3)
     close_session()

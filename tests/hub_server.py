@@ -62,6 +62,7 @@ class HubServer:
         self.repositories: dict[str, Repository] = {}
         self.uploaded: dict[str, bytes] = {}  # LFS objects by SHA-256
         self.faults: list[Fault] = []
+        self.closed = False
         self.requests: list[tuple[str, dict[str, str]]] = []  # 'METHOD path' and headers, in the order they came
         handler = type('Handler', (_Handler,), {'hub': self})
         self.http = ThreadingHTTPServer(('127.0.0.1', 0), handler)
@@ -72,6 +73,7 @@ class HubServer:
         self.thread.start()
 
     def close(self) -> None:
+        self.closed = True  # connections that are open know it by this
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
@@ -110,6 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         length = int(self.headers.get('Content-Length') or 0)
         self.body = self.rfile.read(length)
+        if self.hub.closed:
+            return self.hang_up()
         if 'chunked' in self.headers.get('Transfer-Encoding', ''):
             while size := int(self.rfile.readline(), 16):
                 self.body += self.rfile.read(size)
@@ -122,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault:
             self.fault.times -= 1
             if self.fault.status:
-                return self.answer(self.fault.status, b'{"error": "out of order"}', self.fault.headers)
+                return self.answer(self.fault.status, b'<html>out of order</html>', self.fault.headers)
         split = urlsplit(self.path)
         self.query = {key: values[0] for key, values in parse_qs(split.query).items()}
         try:

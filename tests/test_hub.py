@@ -16,7 +16,7 @@ from timm_rs.errors import UserError
 from timm_rs.hub import Pushed, digest, pull, push
 from timm_rs.publish import read_run, write_folder
 
-WEIGHTS = os.urandom(3000)  # what the protocol carries need not be a model
+WEIGHTS = os.urandom(200_000)  # what the protocol carries need not be a model
 NAME = 'me/model'
 TEMPORARY = [408, 429, 500, 502, 503, 504]
 
@@ -63,9 +63,8 @@ assert not any(name.startswith('timm_rs') for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize('weights', ['ema', 'raw'])
-def test_stock_timm_loads_a_published_run_by_the_code_of_its_card(hub, tiny_run, tmp_path, weights):
-    trained = read_run(tiny_run, weights)
+def test_stock_timm_loads_a_published_run_by_the_code_of_its_card(hub, tiny_run, tmp_path):
+    trained = read_run(tiny_run)
     write_folder(trained, tmp_path / 'folder', NAME)
     push(tmp_path / 'folder', NAME)
     images = torch.randn(4, 3, 32, 32)
@@ -73,7 +72,7 @@ def test_stock_timm_loads_a_published_run_by_the_code_of_its_card(hub, tiny_run,
     write_images(tmp_path / 'images', {'cat': 1}, suffix='jpg')
     (tmp_path / 'images/cat/0.jpg').rename(tmp_path / 'image.jpg')
     (tmp_path / 'card.md').write_bytes(hub.repositories[NAME].files['README.md'])
-    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    environment = {key: value for key, value in os.environ.items() if key not in ('PYTHONPATH', 'SSL_CERT_DIR')}
     subprocess.run([sys.executable, '-P', '-c', STOCK_TIMM], cwd=tmp_path, check=True, env=environment | dict(
         HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'fresh'), HF_TOKEN='', OMP_NUM_THREADS='1',
         HF_HUB_DISABLE_PROGRESS_BARS='1'))
@@ -166,8 +165,8 @@ def test_hub_that_does_not_answer_is_one_line(hub, folder):
 
 
 def test_page_of_a_proxy_is_not_taken_for_the_hub(hub, folder):
-    hub.fail('GET /api/models', 200)
-    assert 'HF_ENDPOINT' in error_of(push, folder, NAME) or True
+    hub.fail('GET /api/models', 200, times=99)
+    assert 'check HF_ENDPOINT' in error_of(push, folder, NAME)
 
 
 def test_card_on_the_hub_stays_unless_asked_otherwise(hub, folder):
@@ -304,27 +303,26 @@ def test_pull_of_a_revision(hub, published, tmp_path, revision):
 
 
 def test_broken_transfer_goes_on_where_it_stopped(hub, published, tmp_path, capsys):
-    hub.fail('GET /cdn', cut_after=1000)
+    hub.fail('GET /cdn', cut_after=150_000)
     pull(NAME, tmp_path / 'got')
     first, second = hub.asked('GET /cdn')
-    assert 'range' not in first and second['range'] == 'bytes=1000-'
+    assert 'range' not in first and second['range'] == 'bytes=131072-'
     assert content(tmp_path / 'got')['model.safetensors'] == WEIGHTS
     assert capsys.readouterr().err.count('\n') == 1
 
 
-def test_next_pull_goes_on_where_the_last_one_gave_up(hub, published, tmp_path):
-    hub.fail('GET /cdn', cut_after=500, times=len(hub_module.WAITS) + 1)
-    hub.fail('GET', 503, times=99)
-    assert 'the cache' in error_of(pull, NAME, tmp_path / 'got')
+def test_next_pull_goes_on_where_the_last_one_gave_up(hub, published, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_module, 'WAITS', ())
+    hub.fail('GET /cdn', cut_after=70_000)
+    assert 'what has arrived is kept' in error_of(pull, NAME, tmp_path / 'got')
     assert not (tmp_path / 'got').exists()
-    hub.faults.clear()
     pull(NAME, tmp_path / 'got')
-    assert re.fullmatch(r'bytes=[1-9]\d*-', hub.asked('GET /cdn')[-1]['range'])
+    assert hub.asked('GET /cdn')[-1]['range'] == 'bytes=65536-'
     assert content(tmp_path / 'got')['model.safetensors'] == WEIGHTS
 
 
 def test_server_that_sends_all_again_is_understood(hub, published, tmp_path):
-    hub.fail('GET /cdn', cut_after=1000)
+    hub.fail('GET /cdn', cut_after=150_000)
     hub.fail('GET /cdn', ignore_range=True)
     pull(NAME, tmp_path / 'got')
     assert content(tmp_path / 'got')['model.safetensors'] == WEIGHTS
@@ -348,9 +346,16 @@ def test_bytes_that_were_wrong_once_are_fetched_anew(hub, published, tmp_path):
 
 
 @pytest.mark.parametrize('status', TEMPORARY)
-def test_pull_goes_on_after_a_passing_fault(hub, published, tmp_path, status):
-    for step in ('GET /api/models/.*/revision/|GET /api/models/me/model$', 'GET .*/tree/', 'GET .*/config.json'):
-        hub.fail(step, status if status not in (408, 429) or 'json' not in step else 500)
+def test_download_goes_on_after_a_passing_fault(hub, published, tmp_path, status):
+    hub.fail('GET .*/config.json', status)
+    hub.fail('GET /cdn', status)
+    pull(NAME, tmp_path / 'got')
+    assert content(tmp_path / 'got') == published.files
+
+
+@pytest.mark.parametrize('step', ['GET /api/models/me/model', 'GET .*/tree/', 'HEAD .*/resolve/'])
+def test_pull_goes_on_after_a_passing_fault(hub, published, tmp_path, step):
+    hub.fail(step, 503)
     pull(NAME, tmp_path / 'got')
     assert content(tmp_path / 'got') == published.files
 
@@ -361,7 +366,7 @@ def test_without_network_the_cache_serves(hub, published, tmp_path, capsys):
     commit, _ = pull(NAME, tmp_path / 'two')
     assert commit == published.branches['main']
     assert content(tmp_path / 'two') == published.files
-    assert 'cannot be reached: looking in the cache' in capsys.readouterr().err
+    assert 'looking in the cache' in capsys.readouterr().err
 
 
 def test_offline_mode_asks_nobody(hub, published, tmp_path, monkeypatch):

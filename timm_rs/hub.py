@@ -21,7 +21,7 @@ from timm_rs.publish import CARD, CONFIG, check_output
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the second attempt, the third, …
 LONGEST_WAIT = 300.0  # that a server may ask for; the Hub counts requests in windows of five minutes
 TEMPORARY = (408, 429, 500, 502, 503, 504)
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # bytes; a transfer that breaks loses less than this
 READ_TIMEOUT = 30.0  # seconds without a byte
 INSTALL = 'pip install -e ".[hub]"'
 LOGIN = 'log in with `hf auth login`, or set HF_TOKEN'
@@ -227,22 +227,23 @@ def pull(name: str, output: str | os.PathLike[str]) -> tuple[str, list[File]]:
     from huggingface_hub.errors import OfflineModeIsEnabled
     with _in_plain_words(repo_id, revision or None, api.token):
         try:
-            snapshot, files = _patiently(lambda: _download(api, repo_id, revision or None))
+            head, files = _patiently(lambda: _files(api, repo_id, revision or None))
         except OfflineModeIsEnabled:
             snapshot, files = _cached(repo_id, revision or None, 'HF_HUB_OFFLINE is set')
         except Exception as error:
-            if not _is_unreachable(error):
+            if not _is_temporary(cause := _cause(error)):
                 raise
-            print(f'{api.endpoint} cannot be reached: looking in the cache', file=sys.stderr)
+            print(f'{_symptom(cause)}: looking in the cache', file=sys.stderr)
             snapshot, files = _cached(repo_id, revision or None, f'{api.endpoint} cannot be reached')
+        else:
+            snapshot = _download(api, repo_id, revision or 'main', head, files)
         _deliver(repo_id, snapshot, files, Path(os.path.abspath(output)))
     return snapshot.name, files
 
 
-def _download(api: Any, repo_id: str, revision: str | None) -> tuple[Path, list[File]]:
-    """Bring a snapshot into the cache: its folder there, named after the commit, and its files."""
+def _download(api: Any, repo_id: str, revision: str, head: str, files: list[File]) -> Path:
+    """Bring the commit `head`, with these files, into the cache as what `revision` is; returns its folder there."""
     from huggingface_hub import snapshot_download
-    head, files = _files(api, repo_id, revision)
     for file in files:
         if PurePosixPath(file.path).is_absolute() or '..' in PurePosixPath(file.path).parts or '\\' in file.path:
             raise UserError(f"{repo_id} has a file named '{file.path}', which would end up outside of the folder")
@@ -250,14 +251,14 @@ def _download(api: Any, repo_id: str, revision: str | None) -> tuple[Path, list[
     (repository / 'blobs').mkdir(parents=True, exist_ok=True)
     for file in files:
         _fetch(api, repo_id, head, file, repository / 'blobs' / file.digest)
-    snapshot = Path(snapshot_download(repo_id, revision=head, cache_dir=_cache(), endpoint=api.endpoint,
-                                      token=api.token or False))  # only makes names for what has been fetched
+    snapshot = Path(_patiently(lambda: snapshot_download(  # which only makes names for what has been fetched
+        repo_id, revision=head, cache_dir=_cache(), endpoint=api.endpoint, token=api.token or False)))
     if revision != head:
-        reference = repository / 'refs' / (revision or 'main')
+        reference = repository / 'refs' / revision
         reference.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(reference) as written:
             written.write(head)
-    return snapshot, files
+    return snapshot
 
 
 def _fetch(api: Any, repo_id: str, head: str, file: File, blob: Path) -> None:
@@ -406,15 +407,8 @@ def _is_temporary(cause: BaseException) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
     if isinstance(cause, HfHubHTTPError):
         return cause.response.status_code in TEMPORARY
-    return isinstance(cause, (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, _Cut))
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-    cause = _cause(error)
-    return isinstance(cause, (httpx2.TransportError, _Cut)) or (
-        isinstance(cause, HfHubHTTPError) and cause.response.status_code >= 500)
+    return isinstance(cause, (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, _Cut,
+                              json.JSONDecodeError))  # huggingface_hub reads some error pages as if they were answers
 
 
 def _wanted_wait(cause: BaseException) -> float:
@@ -433,6 +427,8 @@ def _symptom(cause: BaseException) -> str:
     response = getattr(cause, 'response', None)
     if response is not None:
         return f'the Hub answers {response.status_code} ({response.reason_phrase})'
+    if isinstance(cause, json.JSONDecodeError):
+        return 'what answers does not speak as the Hub does'
     return str(cause) if isinstance(cause, _Cut) else f'the connection to the Hub failed ({type(cause).__name__})'
 
 
@@ -455,7 +451,7 @@ def _in_plain_words(repo_id: str, revision: str | None, token: str | None) -> It
         if isinstance(cause, (HfHubHTTPError, httpx2.TransportError)):
             sentence = _explain(cause, repo_id, revision, token)
         elif isinstance(cause, ValueError):  # no JSON, or other JSON: a proxy's page, for instance
-            sentence = f'what answers is not the Hub, or speaks another dialect ({cause}): check HF_ENDPOINT'
+            sentence = f'what answers does not speak as the Hub does ({cause}): check HF_ENDPOINT'
         else:
             raise
     if sentence:
@@ -478,7 +474,7 @@ def _explain(cause: BaseException, repo_id: str, revision: str | None, token: st
     if not isinstance(cause, HfHubHTTPError):
         if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
             return f'{cause.filename or _cache()}: {cause.strerror or cause}'
-        return f'{_symptom(cause)}, again and again: check the network and HF_ENDPOINT, and try later'
+        return f'{_symptom(cause)}, again and again: check the network and HF_ENDPOINT, and try later; what has arrived is kept'
     response = cause.response
     status, said = response.status_code, ' '.join((cause.server_message or '').split())
     said = f' ({said})' if said else ''
