@@ -1,10 +1,10 @@
 """Publishing to and fetching from a Hub that answers over HTTP on this machine (hub_server.py)."""
 import json
 import os
-import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -289,7 +289,7 @@ def test_timm_finds_in_the_cache_what_was_pulled(hub, published, tmp_path):
     from huggingface_hub import hf_hub_download
     pull(NAME, tmp_path / 'got')
     hub.close()
-    assert open(hf_hub_download(NAME, 'model.safetensors', local_files_only=True), 'rb').read() == WEIGHTS
+    assert Path(hf_hub_download(NAME, 'model.safetensors', local_files_only=True)).read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize('revision', ['v1', 'feature/x', 'commit'])

@@ -474,7 +474,8 @@ def _explain(cause: BaseException, repo_id: str, revision: str | None, token: st
     if not isinstance(cause, HfHubHTTPError):
         if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
             return f'{cause.filename or _cache()}: {cause.strerror or cause}'
-        return f'{_symptom(cause)}, again and again: check the network and HF_ENDPOINT, and try later; what has arrived is kept'
+        return f'{_symptom(cause)}, again and again: check the network and HF_ENDPOINT, and try later' + (
+            '; what has arrived is kept' if isinstance(cause, _Cut) else '')
     response = cause.response
     status, said = response.status_code, ' '.join((cause.server_message or '').split())
     said = f' ({said})' if said else ''
