@@ -63,6 +63,7 @@ class HubServer:
         self.uploaded: dict[str, bytes] = {}  # LFS objects by SHA-256
         self.faults: list[Fault] = []
         self.closed = False
+        self.has_lfs = True
         self.requests: list[tuple[str, dict[str, str]]] = []  # 'METHOD path' and headers, in the order they came
         handler = type('Handler', (_Handler,), {'hub': self})
         self.http = ThreadingHTTPServer(('127.0.0.1', 0), handler)
@@ -101,6 +102,7 @@ class _Refused(Exception):
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's acknowledgement
 
     def handle_one_request(self) -> None:
         with contextlib.suppress(ConnectionError):  # a client that went away
@@ -267,8 +269,9 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.repository(name)
         self.writer()
         there = repository.commits[self.commit_of(repository, revision)]
+        large = '.safetensors' if self.hub.has_lfs else '-'
         self.json(dict(files=[dict(
-            path=file['path'], uploadMode='lfs' if file['path'].endswith('.safetensors') else 'regular',
+            path=file['path'], uploadMode='lfs' if file['path'].endswith(large) else 'regular',
             shouldIgnore=False, oid=_blob_id(there[file['path']]) if file['path'] in there else None)
             for file in json.loads(self.body)['files']]))
 

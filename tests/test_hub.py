@@ -92,6 +92,23 @@ def test_push_makes_the_repository_and_sends_all_in_one_commit(hub, folder):
     assert done == Pushed(f'{hub.url}/{NAME}/commit/{repository.branches["main"]}', sorted(content(folder)), [])
 
 
+def test_xet_does_no_harm_where_the_hub_does_not_want_it(hub, folder, monkeypatch):
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', False)
+    hub.has_lfs = False
+    push(folder, NAME)
+    assert hub.repositories[NAME].files['model.safetensors'] == WEIGHTS
+    assert not hub.asked('xet|lfs')
+    assert push(folder, NAME).sent == []
+
+
+def test_hub_without_xet_is_one_line_to_a_client_with_it(hub, folder, monkeypatch):
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', False)
+    assert 'HF_HUB_DISABLE_XET=1' in error_of(push, folder, NAME)
+    assert len(hub.repositories[NAME].commits) == 1
+
+
 def test_repeated_push_makes_no_second_commit(hub, folder):
     push(folder, NAME)
     done = push(folder, NAME)

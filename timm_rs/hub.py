@@ -64,9 +64,12 @@ def digest(path: Path, like: str) -> str:
 
 
 def local_files(folder: Path) -> list[File]:
-    """The files below `folder`, each with its SHA-256."""
-    paths = sorted(path for path in folder.rglob('*') if path.is_file())
-    return [File(path.relative_to(folder).as_posix(), path.stat().st_size, digest(path, '0' * 64)) for path in paths]
+    """The files below `folder` in the order of their paths, each with its SHA-256."""
+    return [File(path, (folder / path).stat().st_size, digest(folder / path, '0' * 64)) for path in _paths(folder)]
+
+
+def _paths(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
 
 
 # ---- publish ----------------------------------------------------------------------------------------------------
@@ -170,8 +173,8 @@ def _files(api: Any, repo_id: str, revision: str | None) -> tuple[str, list[File
 
 def _changed(folder: Path, there: list[File]) -> list[str]:
     known = {file.path: file.digest for file in there}
-    return [file.path for file in local_files(folder)
-            if file.path not in known or known[file.path] != digest(folder / file.path, known[file.path])]
+    return [path for path in _paths(folder)
+            if path not in known or known[path] != digest(folder / path, known[path])]
 
 
 def _refuse_another_model(api: Any, repo_id: str, head: str, there: list[File], folder: Path) -> None:
@@ -247,6 +250,8 @@ def _download(api: Any, repo_id: str, revision: str, head: str, files: list[File
     for file in files:
         if PurePosixPath(file.path).is_absolute() or '..' in PurePosixPath(file.path).parts or '\\' in file.path:
             raise UserError(f"{repo_id} has a file named '{file.path}', which would end up outside of the folder")
+        if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', file.digest):
+            raise UserError(f"{repo_id}: the Hub gives no digest of {file.path} that could be checked")
     repository = _cache() / f'models--{repo_id.replace("/", "--")}'
     (repository / 'blobs').mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -282,7 +287,8 @@ def _fetch(api: Any, repo_id: str, head: str, file: File, blob: Path) -> None:
 
 
 def _continue(api: Any, repo_id: str, head: str, file: File, partial: Path) -> None:
-    """Fetch what `partial` lacks of `file`; what arrives stays, whatever happens."""
+    """Fetch what `partial` lacks of `file`; what arrives stays, whatever happens. Raises _Cut if it is not all."""
+    import httpx2
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
     start = partial.stat().st_size if partial.exists() else 0
@@ -295,7 +301,8 @@ def _continue(api: Any, repo_id: str, head: str, file: File, partial: Path) -> N
     if start:
         headers['Range'] = f'bytes={start}-'
     url = hf_hub_url(repo_id, file.path, revision=head, endpoint=api.endpoint)
-    with get_session().stream('GET', url, headers=headers, timeout=READ_TIMEOUT) as response:
+    with (contextlib.suppress(httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError),
+          get_session().stream('GET', url, headers=headers, timeout=READ_TIMEOUT) as response):
         if response.is_error:
             response.read()
         hf_raise_for_status(response)
@@ -307,8 +314,9 @@ def _continue(api: Any, repo_id: str, head: str, file: File, partial: Path) -> N
                 writer.write(chunk)
                 if writer.tell() > file.size:
                     break  # its digest will be wrong
-    if partial.stat().st_size < file.size:
-        raise _Cut(f'{file.path} ended after {partial.stat().st_size} of {file.size} bytes')
+    arrived = partial.stat().st_size if partial.exists() else 0
+    if arrived < file.size or not partial.exists():
+        raise _Cut(f'the transfer of {file.path} broke off after {arrived} of {file.size} bytes')
 
 
 def _cached(repo_id: str, revision: str | None, why: str) -> tuple[Path, list[File]]:
@@ -407,7 +415,7 @@ def _is_temporary(cause: BaseException) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
     if isinstance(cause, HfHubHTTPError):
         return cause.response.status_code in TEMPORARY
-    return isinstance(cause, (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, _Cut,
+    return isinstance(cause, (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, ConnectionError,
                               json.JSONDecodeError))  # huggingface_hub reads some error pages as if they were answers
 
 
@@ -450,7 +458,9 @@ def _in_plain_words(repo_id: str, revision: str | None, token: str | None) -> It
         cause = _cause(error)
         if isinstance(cause, (HfHubHTTPError, httpx2.TransportError)):
             sentence = _explain(cause, repo_id, revision, token)
-        elif isinstance(cause, ValueError):  # no JSON, or other JSON: a proxy's page, for instance
+        elif isinstance(cause, RuntimeError):  # hf_xet, which carries large files where the Hub has it
+            sentence = f'the transfer failed ({re.sub(r"https?://[^ ]+", "…", str(cause))}): try again'
+        elif isinstance(cause, (ValueError, KeyError)):  # no JSON, or other JSON: a proxy's page, for instance
             sentence = f'what answers does not speak as the Hub does ({cause}): check HF_ENDPOINT'
         else:
             raise
@@ -475,7 +485,8 @@ def _explain(cause: BaseException, repo_id: str, revision: str | None, token: st
         if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
             return f'{cause.filename or _cache()}: {cause.strerror or cause}'
         return f'{_symptom(cause)}, again and again: check the network and HF_ENDPOINT, and try later' + (
-            '; what has arrived is kept' if isinstance(cause, _Cut) else '')
+            '; what has arrived is kept' if isinstance(cause, _Cut) else
+            '; a Hub without Xet wants HF_HUB_DISABLE_XET=1' if isinstance(cause, ConnectionError) else '')
     response = cause.response
     status, said = response.status_code, ' '.join((cause.server_message or '').split())
     said = f' ({said})' if said else ''

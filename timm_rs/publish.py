@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 import yaml
+from safetensors import SafetensorError
 from timm.models import is_model, model_entrypoint, save_for_hf
 from torch import nn
 
@@ -250,8 +251,8 @@ def write_folder(
                 shutil.copyfile(source, target / file)
             card = model_card(trained, repo_id, license, dataset, architecture, needs)
             (target / CARD).write_text(card, encoding='utf-8')
-    except OSError as error:
-        raise UserError(f'{folder}: cannot be written: {error.strerror}') from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f'{folder}: cannot be written: {getattr(error, "strerror", None) or error}') from None
     return architecture
 
 
@@ -293,8 +294,9 @@ def model_card(
     arguments = ', '.join(f'{key}={value}' for key, value in recipe.model_kwargs.items())
     averaged = {'ema': 'the exponential moving average of the weights', 'raw': 'the weights as trained'}
     paper = paper_result(recipe, height) if height == width else None
+    header = _header(trained, repo_id, license, dataset, needs)
     blocks = [
-        f'---\n{yaml.safe_dump(_header(trained, repo_id, license, dataset), sort_keys=False, allow_unicode=True)}---',
+        f'---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---',
         f'# {repo_id.rpartition("/")[2]}',
         f'`{recipe.model}`{f" ({arguments})" if arguments else ""} of timm_rs, trained on {dataset}: '
         f'{trained.model.num_classes} classes, {size}.{ORIGIN if recipe.model.startswith(OURS) else ""}',
@@ -323,9 +325,10 @@ def model_card(
     return '\n\n'.join(blocks) + '\n'
 
 
-def _header(trained: Trained, repo_id: str, license: str, dataset: str) -> dict[str, Any]:
+def _header(trained: Trained, repo_id: str, license: str, dataset: str, needs: str | None) -> dict[str, Any]:
     header: dict[str, Any] = dict(
-        tags=['image-classification', 'timm', 'timm_rs'], pipeline_tag='image-classification', library_name='timm',
+        tags=['image-classification', 'timm', 'timm_rs'], pipeline_tag='image-classification',
+        library_name=needs or 'timm',  # the Hub shows code of its own for timm, which would fail without the package
         license=license, datasets=[dataset])
     if measured := {name: trained.metrics[name] for name in ('top1', 'top5') if name in trained.metrics}:
         header['model-index'] = [dict(name=repo_id.rpartition('/')[2], results=[dict(
@@ -362,6 +365,9 @@ def _results(trained: Trained, dataset: str, size: str) -> str:
 def _limits(trained: Trained, dataset: str, size: str) -> list[str]:
     recipe = trained.recipe
     limits = [f'Only measured on data like {dataset}, at {size}; nothing is known about other images.']
+    if not recipe.dataset:
+        limits.append('The names of the classes are not in the weights: class i is folder i of the training data, in '
+                      'natural order.')
     if trained.metrics:
         limits.append('The checkpoint was chosen by the same validation split that the results are from, so they '
                       'flatter it a little.')
