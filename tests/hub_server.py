@@ -317,6 +317,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif line['key'] == 'lfsFile':
                 files[value['path']] = self.hub.uploaded[value['oid']]
                 repository.large.add(value['path'])
+            elif line['key'] == 'deletedFile':
+                del files[value['path']]
             else:
                 raise _Refused(400, message=f'{line["key"]} is not known here')
         branch, request_url = revision, None

@@ -234,9 +234,29 @@ def test_name_that_is_taken_is_one_line(hub, folder):
 
 def test_another_model_is_not_replaced_unless_asked(hub, folder):
     repository = hub.add(NAME, {'config.json': b'{"architecture": "resnet18"}'})
-    assert 'is taken: it holds resnet18, not resnetrs_50' in error_of(push, folder, NAME)
+    assert 'is taken: it holds resnet18, not this resnetrs_50' in error_of(push, folder, NAME)
     push(folder, NAME, overwrite_model=True)
     assert repository.files.items() >= content(folder).items()
+
+
+def test_another_size_is_another_model(hub, folder):
+    push(folder, NAME)
+    config = {'architecture': 'resnetrs50', 'timm_rs': {'model': 'resnetrs_50', 'model_kwargs': {'width': 0.5}}}
+    (folder / 'config.json').write_text(json.dumps(config))
+    assert 'is taken' in error_of(push, folder, NAME)
+
+
+def test_measurements_of_former_weights_do_not_stay(hub, folder):
+    (folder / 'eval.json').write_text('{"top1": 80}')
+    push(folder, NAME)
+    hub.repositories[NAME].files['notes.txt'] = b'by hand'
+    (folder / 'eval.json').unlink()
+    (folder / 'model.safetensors').write_bytes(b'new')
+    done = push(folder, NAME)
+    assert done.sent == ['model.safetensors'] and 'removed eval.json' in done.notes[0]
+    assert sorted(hub.repositories[NAME].files) == [
+        '.gitattributes', 'README.md', 'config.json', 'model.safetensors', 'notes.txt']
+    assert push(folder, NAME).sent == []
 
 
 def test_private_model_is_not_published_to_a_public_repository(hub, folder):

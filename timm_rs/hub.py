@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from timm_rs.atomic import atomic_folder, atomic_write
 from timm_rs.errors import UserError
 from timm_rs.progress import on_terminal, track
-from timm_rs.publish import CARD, CONFIG, check_output
+from timm_rs.publish import CARD, CONFIG, MEASURED, check_output
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the second attempt, the third, …
 LONGEST_WAIT = 300.0  # that a server may ask for; the Hub counts requests in windows of five minutes
@@ -86,7 +86,8 @@ def push(
     """Bring `folder` to the model repository `repo_id` in one commit, or in none when the Hub has it all already.
 
     Args:
-        folder: as `timm_rs.publish.write_folder` leaves it. Files on the Hub that it lacks stay there.
+        folder: as `timm_rs.publish.write_folder` leaves it. Files on the Hub that it lacks stay there, save the
+            measurements of former weights.
         repo_id: org/name; made if it is not there.
         private: make it private. A repository that is there has to be private already.
         revision: a branch that exists; None: main.
@@ -138,7 +139,7 @@ def _find_or_create(api: Any, repo_id: str, private: bool, revision: str | None)
 def _commit(api: Any, folder: Path, repo_id: str, revision: str | None, create_pr: bool, overwrite_card: bool,
             overwrite_model: bool) -> Pushed:
     """One attempt. It looks at the Hub anew, so an attempt after a lost answer finds its work done."""
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     head, there = _files(api, repo_id, revision)
     if not overwrite_model:
         _refuse_another_model(api, repo_id, head, there, folder)
@@ -148,17 +149,21 @@ def _commit(api: Any, folder: Path, repo_id: str, revision: str | None, create_p
         changed.remove(CARD)
         notes.append(f'{CARD} on the Hub differs and was left as it is; --overwrite-card replaces it')
     url = f'{api.endpoint}/{repo_id}'
-    if not changed:
+    stale = _stale(folder, there)
+    if not changed and not stale:
         return Pushed(url, [], notes)
     title = f'Publish {repo_id.rpartition("/")[2]} with timm_rs'
     if create_pr:
         for request in api.get_repo_discussions(
                 repo_id, discussion_type='pull_request', discussion_status='open'):
-            if request.title == title and not set(_changed(
-                    folder, _files(api, repo_id, f'refs/pr/{request.num}')[1])) - {CARD}:
-                return Pushed(f'{url}/discussions/{request.num}', [], notes)
-    additions = [CommitOperationAdd(path, folder / path) for path in changed]
-    commit = api.create_commit(repo_id, additions, commit_message=title, revision=revision, create_pr=create_pr,
+            if request.title == title:
+                _, proposed = _files(api, repo_id, f'refs/pr/{request.num}')
+                if not set(_changed(folder, proposed)) - {CARD} and not _stale(folder, proposed):
+                    return Pushed(f'{url}/discussions/{request.num}', [], notes)
+    if stale:
+        notes.append(f'removed {", ".join(stale)}, which belonged to what was there before')
+    operations = [*(CommitOperationAdd(path, folder / path) for path in changed), *map(CommitOperationDelete, stale)]
+    commit = api.create_commit(repo_id, operations, commit_message=title, revision=revision, create_pr=create_pr,
                                parent_commit=head)
     return Pushed(commit.pr_url or commit.commit_url, changed, notes)
 
@@ -177,16 +182,22 @@ def _changed(folder: Path, there: list[File]) -> list[str]:
             if path not in known or known[path] != digest(folder / path, known[path])]
 
 
+def _stale(folder: Path, there: list[File]) -> list[str]:
+    """Measurements on the Hub that are of other weights, since this folder brings none of that name."""
+    return [file.path for file in there if file.path in MEASURED and not (folder / file.path).is_file()]
+
+
 def _refuse_another_model(api: Any, repo_id: str, head: str, there: list[File], folder: Path) -> None:
     if not any(file.path == CONFIG for file in there):
         return
     old, new = _read_json(api, repo_id, head, CONFIG), json.loads((folder / CONFIG).read_text())
     variant = old.get('timm_rs')
     ours: dict[str, Any] = variant if isinstance(variant, dict) else {}
-    if old.get('architecture') != new['architecture'] or ours.get('model') != new['timm_rs']['model']:
+    if old.get('architecture') != new['architecture'] or any(
+            ours.get(key) != new['timm_rs'].get(key) for key in ('model', 'model_kwargs')):
         holds = ours.get('model') or old.get('architecture') or 'something else'
-        raise UserError(f'the name {repo_id} is taken: it holds {holds}, not {new["timm_rs"]["model"]}; choose another '
-                        'one, or replace that model with --overwrite-model')
+        raise UserError(f'the name {repo_id} is taken: it holds {holds}{ours.get("model_kwargs") or ""}, not this '
+                        f'{new["timm_rs"]["model"]}; choose another one, or replace that model with --overwrite-model')
 
 
 def _read_json(api: Any, repo_id: str, head: str, path: str) -> dict[str, Any]:

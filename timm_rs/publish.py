@@ -28,6 +28,7 @@ from timm_rs.training.build import build_model
 from timm_rs.training.checkpoint import BEST, LAST, SUFFIX, describe, load_weights, read_checkpoint
 
 CARD, CONFIG, WEIGHTS = 'README.md', 'config.json', 'model.safetensors'
+MEASURED = ('summary.csv', 'eval.json')
 OURS = ('resnetrs', 'efficientnet_rs')
 ORIGIN = (' The network is from "Revisiting ResNets: Improved Training and Scaling Strategies" (Bello et al. 2021, '
           '[arXiv:2103.07579](https://arxiv.org/abs/2103.07579)).')
@@ -88,8 +89,8 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
     load_weights(model, content['state_dict_ema' if weights == 'ema' else 'state_dict'], describe(path, content))
     epoch = content.get('epoch')
     evaluation = path.with_name(path.name.removesuffix(SUFFIX) + '.eval.json')
-    files = {name: file for name, file in (
-        ('summary.csv', path.with_name('summary.csv')), ('eval.json', evaluation)) if file.is_file()}
+    files = {name: file for name, file in zip(
+        MEASURED, (path.with_name('summary.csv'), evaluation), strict=True) if file.is_file()}
     metrics, images = _measured(files, epoch, weights, averages='state_dict_ema' in content)
     if not images:
         files.pop('eval.json', None)  # it measured other weights

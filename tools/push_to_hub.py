@@ -49,7 +49,7 @@ def run(args: Namespace) -> None:
         done = push(folder, args.repo_id, args.private, args.revision, args.create_pr, args.overwrite_card,
                     args.overwrite_model)
     print(f'{trained.recipe.model} as {architecture}, {trained.weights} weights: '
-          + (f'sent {", ".join(done.sent)}' if done.sent else 'nothing changed, nothing sent'))
+          + (f'sent {", ".join(done.sent)}' if done.sent else 'the Hub has all of it'))
     for note in done.notes:
         print(note)
     print(done.url)

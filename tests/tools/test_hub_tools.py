@@ -45,7 +45,7 @@ def test_push_says_what_it_did_and_where(hub, push_to_hub, tiny_run, capsys):
     assert url.startswith(f'{hub.url}/{NAME}/commit/')
     push_to_hub.main([str(tiny_run / 'last.pth.tar'), '--repo-id', NAME, '--weights', 'raw', '--private'])
     assert capsys.readouterr().out.splitlines() == [
-        'resnetrs as resnetrs50, raw weights: nothing changed, nothing sent', f'{hub.url}/{NAME}']
+        'resnetrs as resnetrs50, raw weights: the Hub has all of it', f'{hub.url}/{NAME}']
     push_to_hub.main([str(tiny_run / 'last.pth.tar'), '--repo-id', NAME, '--license', 'mit', '--dataset', 'org/pets'])
     assert 'README.md on the Hub differs and was left as it is; --overwrite-card' in capsys.readouterr().out
 
