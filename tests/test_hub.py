@@ -303,6 +303,11 @@ def test_token_with_odd_characters_is_not_shown(hub, folder, monkeypatch):
     assert 'token' in message and 'a\nb' not in message
 
 
+def test_token_that_the_hub_repeats_is_not_shown(hub, folder):
+    hub.fail('POST /api/repos/create', 403, headers={'X-Error-Message': f'{WRITE} may not do that'})
+    assert 'may not write to me/model (… may not do that)' in error_of(push, folder, NAME)
+
+
 # ---- pull -------------------------------------------------------------------------------------------------------
 
 def test_pull_brings_every_file_with_the_content_that_the_hub_announces(hub, published, tmp_path):

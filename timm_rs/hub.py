@@ -499,7 +499,8 @@ def _explain(cause: BaseException, repo_id: str, revision: str | None, token: st
             '; what has arrived is kept' if isinstance(cause, _Cut) else
             '; a Hub without Xet wants HF_HUB_DISABLE_XET=1' if isinstance(cause, ConnectionError) else '')
     response = cause.response
-    status, said = response.status_code, ' '.join((cause.server_message or '').split())
+    status = response.status_code
+    said = response.headers.get('X-Error-Message', '')  # not the body: it may be a proxy's page
     said = f' ({said})' if said else ''
     if isinstance(cause, GatedRepoError):
         return (f'{repo_id} is gated: ask for access on its page, with the account of your token'
