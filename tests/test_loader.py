@@ -2,6 +2,7 @@
 
 import csv
 import random
+import tarfile
 import types
 
 import numpy as np
@@ -317,6 +318,17 @@ def test_a_run_finishes_and_names_each_bad_file_once(run, image_folder, tmp_path
         assert rows[name].startswith(reason) and result.out.count(f'{name}: {reason}') == 1
     result = run(*TINY, '--data-dir', image_folder, '--experiment', 'run', '--resume', 'auto', '--epochs', 3)
     assert result.code == 0 and 'bad sample' not in result.out
+
+
+def test_bad_members_of_a_tar_are_named_too(run, image_folder, tmp_path):
+    (image_folder / 'train/dog/4.jpg').write_bytes(b'garbage')
+    (tmp_path / 'packed').mkdir()
+    for split in ('train', 'validation'):
+        with tarfile.open(tmp_path / f'packed/{split}.tar', 'w') as archive:
+            archive.add(image_folder / split, arcname='.')
+    result = run(*TINY, '--data-dir', tmp_path / 'packed', '--experiment', 'run')
+    assert result.code == 0, result.err
+    assert 'dog/4.jpg: not an image' in (tmp_path / 'runs/run/bad_samples.csv').read_text().replace(',', ': ')
 
 
 def test_too_many_bad_files_stop_the_run_and_leave_its_checkpoint(run, image_folder, tmp_path):
