@@ -11,17 +11,16 @@ examples:
 """
 
 import dataclasses
-import datetime
 import json
-import tempfile
+import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import safe_model_name
 from timm.utils import distribute_bn, random_seed
 from torch import nn
 
@@ -36,7 +35,6 @@ from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve, to_yam
 from timm_rs.training.build import build_model, compile_and_distribute
 from timm_rs.training.checkpoint import (
     BEST,
-    LAST,
     SUFFIX,
     Checkpoints,
     checkpoint_state,
@@ -46,8 +44,18 @@ from timm_rs.training.checkpoint import (
     resume,
 )
 from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import Training, amp_dtype, create_loss, evaluate, train_one_epoch, updates_per_epoch
-from timm_rs.training.runlog import Progress, Summary
+from timm_rs.training.engine import (
+    NonFiniteError,
+    Training,
+    amp_dtype,
+    create_loss,
+    evaluate,
+    train_updates,
+    updates_per_epoch,
+)
+from timm_rs.training.faults import explain
+from timm_rs.training.interruption import Interruption, Stopped
+from timm_rs.training.runlog import Progress, Summary, prepare_folder
 from timm_rs.training.schedule import create_optimizer, create_schedule
 
 
@@ -63,9 +71,11 @@ def main(argv: list[str] | None = None) -> None:
         print(to_yaml(recipe, sources), end='')
         return
 
-    device = Device(recipe.device, fall_back=sources['device'] == 'default')
-    if device.fell_back and device.is_primary:
-        print('no CUDA GPU here: training on the CPU')
+    if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and recipe.experiment and not recipe.resume:
+        recipe = dataclasses.replace(recipe, resume='auto')  # torchrun has started the processes of this run again
+    device = Device(recipe.device, fall_back=sources['device'] == 'default', deterministic=recipe.deterministic)
+    if device.fell_back:
+        say(device, 'no CUDA GPU here: training on the CPU')
     random_seed(recipe.seed, device.rank)
     try:
         if arguments.eval:
@@ -91,55 +101,91 @@ def run_training(recipe: Recipe, device: Device) -> None:
     training = Training(
         model=model, wrapped=compile_and_distribute(model, recipe, device), optimizer=optimizer, schedule=schedule,
         loss=create_loss(recipe).to(device.torch_device), scaler=device.grad_scaler(amp_dtype(recipe)),
-        ema=create_ema(model, recipe))
+        ema=create_ema(model, recipe), unreported=torch.zeros(2, device=device.torch_device))
 
     folder = device.on_primary(lambda: prepare_folder(recipe, data_config))
     metric_name = f'eval_{recipe.eval_metric}' if eval_loader is not None else 'train_loss'
     checkpoints = Checkpoints(folder, recipe.checkpoint_hist, lower_is_better=metric_name.endswith('loss'))
-    first_epoch = resume(recipe, training, checkpoints, device, num_updates)
-    summary = Summary(folder / 'summary.csv', first_epoch)
+    place, rows = resume(recipe, training, checkpoints, device, num_updates, len(train_set))
+    if place.images and not train_loader.is_exact:
+        place.start_epoch(place.epoch)
+        say(device, f'timm\'s loader cannot go on within an epoch: epoch {place.epoch + 1} begins anew')
+    summary = Summary(folder / 'summary.csv', rows, place.epoch)
     bad_samples = BadSamples(
         folder / 'bad_samples.csv', default_limit(len(train_set)) if recipe.max_bad_samples is None else
-        recipe.max_bad_samples, resumed=first_epoch > 0)
+        recipe.max_bad_samples, resumed=place.update > 0)
     if device.is_primary:
         with atomic_write(folder / 'args.yaml') as file:
             file.write(to_yaml(recipe))
-        print(f'{recipe.model}: {count_parameters(model):.2f} M parameters, {data_config["input_size"][-1]} px, '
-              f'{model.num_classes} classes, {len(train_set)} training images; lr {optimizer.defaults["lr"]:.4g}; '
-              f'{device.world_size} x {device.torch_device}; '
-              + (f'epochs {first_epoch + 1} to {num_epochs}' if first_epoch < num_epochs else 'nothing left to train')
-              + f'\neverything is written to {folder}', flush=True)
+        summary.write()
+    say(device, f'{recipe.model}: {count_parameters(model):.2f} M parameters, {data_config["input_size"][-1]} px, '
+        f'{model.num_classes} classes, {len(train_set)} training images; lr {optimizer.defaults["lr"]:.4g}; '
+        f'{device.world_size} x {device.torch_device}; '
+        + (f'epochs {place.epoch + 1} to {num_epochs}' if place.epoch < num_epochs else 'nothing left to train')
+        + f'\neverything is written to {folder}')
 
-    progress = Progress(num_updates, first_epoch, num_epochs, enabled=device.is_primary)
+    progress = Progress(num_updates, place.update, num_epochs, enabled=device.is_primary)
+    interruption = Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval)
+    go_on = f'continue with --experiment {folder.name} --resume auto'
+    unsaved = ''  # why the last attempt to save came to nothing
+
+    def save(function: Callable[..., Any], *arguments: Any) -> None:
+        """Save in the primary process; what prevents it is no reason to stop, the next attempt may succeed."""
+        nonlocal unsaved
+        state = checkpoint_state(training, recipe, device, place, summary.rows)
+        unsaved = device.on_primary(partial(problem_of, function, state, *arguments))
+        interruption.saved()
+        if unsaved:
+            progress.say(f'{unsaved}. Training goes on, and tries again at the next occasion')
+
+    def heed(wanted: int) -> None:
+        """Save within the epoch, or save and stop, when any process wants to."""
+        wanted = device.agree(wanted)
+        if wanted:
+            save(checkpoints.save_recovery, place.epoch, place.update - place.epoch * num_updates)
+        if wanted > 1:
+            raise Stopped(wanted - 1)
+
     try:
-        for epoch in range(first_epoch, num_epochs):
-            started = time.perf_counter()
-            train_loader.set_epoch(epoch)
-            if recipe.mixup_off_epoch and epoch >= recipe.mixup_off_epoch:
-                train_loader.stop_mixing()
-            train_loss = train_one_epoch(
-                training, train_loader, recipe, device, epoch, progress,
-                partial(note_bad_samples, train_loader, bad_samples, device, progress))
-            row: dict[str, Any] = {'epoch': epoch, 'train_loss': train_loss}
-            share_batch_norm(training, recipe, device)
-            if (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == num_epochs:
-                if eval_loader is not None:
-                    row |= validate(training, eval_loader, recipe, device)
+        with interruption:
+            while place.epoch < num_epochs:
+                started = time.perf_counter()
+                train_loader.set_epoch(place.epoch, place.images)
+                if recipe.mixup_off_epoch and place.epoch >= recipe.mixup_off_epoch:
+                    train_loader.stop_mixing()
+                for reported in train_updates(training, train_loader, recipe, device, place, progress):
+                    if reported:
+                        note_bad_samples(train_loader, bad_samples, device, progress)
+                    heed(interruption.wanted(place.update))
+                epoch, train_loss = place.epoch, place.loss / max(place.counted, 1)
+                row: dict[str, Any] = {'epoch': epoch, 'train_loss': train_loss}
+                share_batch_norm(training, recipe, device)
+                is_evaluated = (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == num_epochs
+                if is_evaluated and eval_loader is not None:
+                    row |= validate(training, eval_loader, recipe, device, lambda: heed(interruption.wanted()))
                     note_bad_samples(eval_loader, bad_samples, device, progress)
                 row['lr'] = optimizer.param_groups[0]['lr']
-                state = checkpoint_state(training, recipe, device)
-                device.on_primary(partial(save_epoch, checkpoints, summary, state, row, metric_name))
-            progress.say(describe_epoch(row, num_epochs, time.perf_counter() - started))
-            if schedule is not None:
-                schedule.step(epoch + 1, row.get(metric_name))
-    except KeyboardInterrupt:
-        progress.say(f'stopped in epoch {epoch + 1}' + (
-            f'; continue with --resume {folder / LAST}' if (folder / LAST).exists() else ''))
+                if schedule is not None:
+                    schedule.step(epoch + 1, row.get(metric_name))
+                place.start_epoch(epoch + 1)
+                if is_evaluated:
+                    summary.rows.append(row)
+                    save(partial(save_epoch, checkpoints, summary), epoch, row[metric_name])
+                progress.say(describe_epoch(row, num_epochs, time.perf_counter() - started))
+    except NonFiniteError as error:
+        good = next(iter(checkpoints.newest_first()), 'none, it was too early')
+        raise UserError(f'{error}; the last good checkpoint: {good}') from error
+    except Stopped as stop:
+        progress.say(f'stopped by {stop.signal_name} in epoch {place.epoch + 1}; {unsaved or go_on}')
         raise
+    except Exception as error:
+        raise (explain(error, recipe, device, go_on) or error) from None
     finally:
         progress.close()
     if device.is_primary:
         summary.draw(folder / 'curves.png')
+        if unsaved:
+            raise UserError(unsaved)
         if checkpoints.best:
             epoch, metric = checkpoints.best
             print(f'best {metric_name} {metric:.4g} in epoch {epoch + 1}: {folder / BEST}')
@@ -185,35 +231,12 @@ def build_data(recipe: Recipe, device: Device, need_training: bool = True) -> tu
     return train_set, validation_set, dataclasses.replace(recipe, num_classes=recipe.num_classes or num_classes)
 
 
-def prepare_folder(recipe: Recipe, data_config: dict[str, Any]) -> Path:
-    """The run's folder, made and proved writable. A resumed run stays where it was."""
-    size = data_config['input_size'][-1]
-    name = recipe.experiment or f'{datetime.datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(recipe.model)}-{size}'
-    folder = Path(recipe.output or 'output/train', name)
-    if recipe.resume == 'auto' and not recipe.experiment:
-        raise UserError('--resume auto needs --experiment NAME, to know which run to continue')
-    if recipe.resume not in ('', 'auto') and not recipe.experiment and not recipe.output:
-        folder = Path(recipe.resume).parent
-    number = 1
-    while not (recipe.experiment or recipe.resume) and folder.exists():  # another run began within this second
-        number += 1
-        folder = folder.with_name(f'{name}-{number}')
-    if not recipe.resume and (folder / LAST).exists():
-        raise UserError(f'{folder} already holds a run; continue it with --resume auto, or choose another --experiment')
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f'output folder {folder} cannot be written: {error.strerror}; change --output') from None
-    return folder
-
-
-def validate(training: Training, loader: Any, recipe: Recipe, device: Device) -> dict[str, float]:
+def validate(
+        training: Training, loader: Any, recipe: Recipe, device: Device, heed: Callable[[], None]) -> dict[str, float]:
     """The summary's columns eval_*: of the weights, or of their average when one is kept (then eval_raw_* besides)."""
-    raw = evaluate(training.model, loader, recipe, device)
+    raw = evaluate(training.model, loader, recipe, device, heed=heed)
     averaged = raw if training.ema is None else evaluate(
-        training.ema.module, loader, recipe, device, label='evaluate EMA')
+        training.ema.module, loader, recipe, device, label='evaluate EMA', heed=heed)
     row = {f'eval_{name}': averaged[name] for name in ('loss', 'top1', 'top5')}
     return row if averaged is raw else row | {f'eval_raw_{name}': raw[name] for name in ('loss', 'top1', 'top5')}
 
@@ -230,10 +253,18 @@ def note_bad_samples(loader: Any, bad_samples: BadSamples, device: Device, progr
     device.on_primary(note)
 
 
-def save_epoch(
-        checkpoints: Checkpoints, summary: Summary, state: dict[str, Any], row: dict[str, Any], metric: str) -> None:
-    checkpoints.save(state, row['epoch'], row[metric])
-    summary.add(row)
+def save_epoch(checkpoints: Checkpoints, summary: Summary, state: dict[str, Any], epoch: int, metric: float) -> None:
+    checkpoints.save(state, epoch, metric)
+    summary.write()
+
+
+def problem_of(function: Callable[..., Any], *arguments: Any) -> str:
+    """What the person at the keyboard must know of calling `function`; empty when all went well."""
+    try:
+        function(*arguments)
+    except UserError as error:
+        return str(error)
+    return ''
 
 
 def describe_epoch(row: dict[str, Any], num_epochs: int, seconds: float) -> str:
@@ -246,6 +277,11 @@ def share_batch_norm(training: Training, recipe: Recipe, device: Device) -> None
     if device.is_distributed and recipe.dist_bn:
         for model in filter(None, (training.model, training.ema and training.ema.module)):
             distribute_bn(model, device.world_size, recipe.dist_bn == 'reduce')
+
+
+def say(device: Device, text: str) -> None:
+    if device.is_primary:
+        print(text, flush=True)
 
 
 def count_parameters(model: nn.Module) -> float:

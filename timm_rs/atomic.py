@@ -1,6 +1,7 @@
-"""Files that are either the old one or the new one, never half of either."""
+"""Files that are either the old one or the new one, never half of either, and their checksums."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,6 +64,15 @@ def atomic_link(source: Path, target: Path) -> None:
     os.replace(temporary, target)
     temporary.unlink(missing_ok=True)  # rename does nothing when both names already are the same file
     sync_folder(target.parent)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits. Raises OSError as `open` does."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

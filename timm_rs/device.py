@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import datetime
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch.amp.grad_scaler import GradScaler
 
 from timm_rs.errors import UserError
 
+CONTROL_TIMEOUT = datetime.timedelta(minutes=15)
+
 
 class Device:
     """Where tensors live and who else is training: the only thing that knows about processes and back-ends.
@@ -21,10 +25,11 @@ class Device:
     writes files and prints.
     """
 
-    def __init__(self, name: str = 'cuda', fall_back: bool = False):
+    def __init__(self, name: str = 'cuda', fall_back: bool = False, deterministic: bool = False):
         """Claim the device `name` ('cpu', 'cuda', 'cuda:1') and, under torchrun, join the process group.
 
-        `fall_back` lets 'cuda' become 'cpu' on a machine without a GPU. Raises UserError for a device that is
+        `fall_back` lets 'cuda' become 'cpu' on a machine without a GPU; `deterministic` has every operation give the
+        same bits each time, which costs speed on GPUs. Raises UserError for a device that is
         unknown or not there.
         """
         kind = name.partition(':')[0]
@@ -42,10 +47,16 @@ class Device:
         self.torch_device = init_distributed_device(place)
         self.rank, self.world_size = place.rank, place.world_size
         self.is_primary = self.rank == 0
+        # What processes agree on, they do on the CPU, whatever the device; one that hangs does not hang all for ever.
+        self.control = torch.distributed.new_group(
+            backend='gloo', timeout=CONTROL_TIMEOUT) if self.is_distributed else None
         if kind == 'cuda':
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.benchmark = True  # input shapes never change within a run
+            torch.backends.cudnn.benchmark = not deterministic  # input shapes never change within a run
+        if deterministic:
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+            torch.use_deterministic_algorithms(True)
 
     @property
     def is_distributed(self) -> bool:
@@ -77,12 +88,20 @@ class Device:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def agree(self, value: int) -> int:
+        """The greatest `value` of all processes: what one has to say, all hear."""
+        if not self.is_distributed:
+            return int(value)
+        box = torch.tensor(int(value))
+        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX, group=self.control)
+        return int(box)
+
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all processes, in the order of their ranks."""
         if not self.is_distributed:
             return items
         lists: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(lists, items)
+        torch.distributed.all_gather_object(lists, items, group=self.control)
         return [item for some in lists for item in some]
 
     def on_primary(self, function: Callable[[], Any]) -> Any:
@@ -95,7 +114,7 @@ class Device:
                 problem = str(error)
         if self.is_distributed:
             box = [result, problem]
-            torch.distributed.broadcast_object_list(box, src=0)
+            torch.distributed.broadcast_object_list(box, src=0, group=self.control)
             result, problem = box
         if problem:
             raise UserError(problem)

@@ -189,6 +189,7 @@ class Recipe:
     log_interval: int = knob(50, 'updates between progress lines', low=1)
     val_interval: int = knob(1, 'epochs between evaluations', low=1)
     checkpoint_hist: int = knob(10, 'checkpoints to keep', low=1)
+    recovery_interval: int = knob(0, 'updates between checkpoints within an epoch; 0 for none by number', low=0)
     workers: int = knob(4, 'data workers per process', low=0, flags=('-j',))
     pin_mem: bool = knob(False, 'pin host memory for faster transfers')
     output: str = knob('', 'folder of all runs (default: ./output/train)')
@@ -210,6 +211,13 @@ class Recipe:
     max_bad_samples: int | None = knob(
         None, 'stop when more images than this cannot be read; when unset, 0.1 % of the data, at least 10', low=0,
         block=True)
+    checkpoint_interval_minutes: float = knob(
+        10.0, 'minutes between checkpoints within an epoch; 0 for none by time', low=0, block=True)
+    max_nonfinite_steps: int = knob(
+        10, 'stop after so many updates in a row that are left out for a loss or gradient that is not finite', low=0,
+        block=True)
+    allow_recipe_change: bool = knob(False, 'resume although the recipe is not that of the checkpoint', block=True)
+    deterministic: bool = knob(False, 'the same bits each time, on GPUs too, at some cost of speed', block=True)
     randaugment: str = knob(
         'timm', 'whose RandAugment: timm\'s, or the authors\' TensorFlow release\'s with the m and n of aa',
         choices=('timm', 'tf'), block=True)

@@ -14,7 +14,7 @@ from torch import nn
 from timm_rs.device import Device
 from timm_rs.recipe import Recipe
 from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import Training, create_loss, train_one_epoch
+from timm_rs.training.engine import Place, Training, create_loss, train_updates
 from timm_rs.training.runlog import Progress
 from timm_rs.training.schedule import create_optimizer, create_schedule
 
@@ -85,12 +85,14 @@ def train(recipe):
     device = Device('cpu')
     training = Training(
         model=model, wrapped=model, loss=create_loss(recipe), optimizer=optimizer, schedule=schedule,
-        scaler=device.grad_scaler(None), ema=create_ema(model, recipe))
+        scaler=device.grad_scaler(None), ema=create_ema(model, recipe), unreported=torch.zeros(2))
     images = torch.from_numpy(GOLDENS['images']).permute(0, 1, 4, 2, 3).float() / 128 - 1
     loader = list(zip(images, torch.from_numpy(GOLDENS['labels']).long(), strict=True))
     progress = Recorder(recipe)
+    place = Place()
     for epoch in range(num_epochs):
-        train_one_epoch(training, loader, recipe, device, epoch, progress)
+        place.start_epoch(epoch)
+        list(train_updates(training, loader, recipe, device, place, progress))
     return model, training.ema.module, np.array(progress.losses), np.array(rates)
 
 

@@ -80,6 +80,8 @@ class Loader:
     Targets are class indices (N,), -1 for what does not count, or soft targets (N, classes) when images are mixed.
     """
 
+    is_exact = True  # the same batches again and in every process as many, from any image of an epoch on
+
     def __init__(self, dataset: TransformedSamples, batches: TrainBatches | EvalBatches, data_config: dict[str, Any],
                  num_workers: int, device: Device, erase: RandomErasing | None = None, mix: Mixup | None = None):
         self.batches, self.erase, self.mix = batches, erase, mix
@@ -107,8 +109,9 @@ class Loader:
                 images, targets = self.mix(images, targets)
             yield images, targets
 
-    def set_epoch(self, epoch: int) -> None:
-        self.batches.set_epoch(epoch)  # type: ignore[union-attr]
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Give the epoch numbered `epoch` next, without its first `start` images (of all processes together)."""
+        self.batches.set_epoch(epoch, start)  # type: ignore[union-attr]
 
     def stop_mixing(self) -> None:
         if self.mix is not None:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from timm_rs.atomic import atomic_write
+from timm_rs.atomic import atomic_write, sha256_of
 from timm_rs.data.decode import open_picture
 from timm_rs.data.samples import Order, Samples
 from timm_rs.data.workers import end_with
@@ -424,14 +424,9 @@ def verify(destination: str | Path) -> tuple[int, int]:
 
 
 def _sha256(path: Path) -> str | None:
-    digest = hashlib.sha256()
-    try:
-        with open(path, 'rb') as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    except OSError:
-        return None
-    return digest.hexdigest()
+    with contextlib.suppress(OSError):
+        return sha256_of(path)
+    return None
 
 
 def _keys(samples: Samples) -> list[str]:

@@ -18,6 +18,8 @@ from timm_rs.recipe import Recipe
 class TimmLoader:
     """Batches of timm's loader in the manner of ours. timm skips bad files by itself, so there are never problems."""
 
+    is_exact = False
+
     def __init__(self, loader: Any, own_samples: int | None = None):
         """Of `own_samples`, those after are repetitions that timm adds to even out the shares of processes."""
         self.loader, self.own_samples = loader, own_samples
@@ -37,8 +39,8 @@ class TimmLoader:
         """The batches as they leave the host: uint8 images (N, C, H, W) and class indices (N,)."""
         return iter(self.loader.loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell whatever shuffles (dataset or sampler) which epoch comes next."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Tell whatever shuffles (dataset or sampler) which epoch comes next; it always comes from its `start` 0."""
         for shuffler in (self.loader.dataset, self.loader.sampler):
             if hasattr(shuffler, 'set_epoch'):
                 shuffler.set_epoch(epoch)

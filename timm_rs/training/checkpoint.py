@@ -1,28 +1,34 @@
 """Checkpoints in timm's layout: written atomically, loaded without running code, refused when they do not fit."""
 
+import contextlib
 import dataclasses
 import random
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from timm.models import clean_state_dict
+from timm.scheduler import PlateauLRScheduler
 from torch import nn
 
-from timm_rs.atomic import atomic_link, atomic_write
+from timm_rs.atomic import atomic_link, atomic_write, sha256_of
 from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
-from timm_rs.training.engine import Training
+from timm_rs.training.engine import Place, Training
 
 SUFFIX = '.pth.tar'
 LAST, BEST = 'last' + SUFFIX, 'model_best' + SUFFIX
 
 
 class Checkpoints:
-    """The checkpoints of one run: `last`, `model_best` and the `keep` best `checkpoint-N`, as timm names them."""
+    """The checkpoints of a run: `last`, `model_best`, the `keep` best `checkpoint-N`, `recovery-E-U` within epochs.
+
+    Names are timm's. Beside each lies its SHA-256, as sha256sum writes it. The best and the newest are never removed.
+    """
 
     def __init__(self, folder: Path, keep: int, lower_is_better: bool):
         self.folder, self.keep = folder, keep
@@ -33,35 +39,95 @@ class Checkpoints:
     def best(self) -> tuple[int, float] | None:
         return self.history[0] if self.history else None
 
-    def restore(self, history: list[list[float]]) -> None:
-        """Continue the ranking of the run that wrote `history`, as far as its files are still here."""
-        entries = [(int(epoch), metric) for epoch, metric in history]
-        self.history = [entry for entry in entries if self._path(entry[0]).exists()]
+    def newest_first(self) -> list[Path]:
+        """All checkpoints of the run that it can go on from."""
+        found = {path: path.stat().st_mtime_ns for name in (LAST, f'checkpoint-*{SUFFIX}', f'recovery-*{SUFFIX}')
+                 for path in self.folder.glob(name)}
+        return sorted(found, key=lambda path: (-found[path], path.name != LAST))
+
+    def restore(self, path: Path, content: dict[str, Any]) -> None:
+        """Continue the ranking of the run that wrote `content` to `path`, and finish what a kill cut short."""
+        history = [(int(epoch), metric) for epoch, metric in content.get('history', [])]
+        newest = (content['epoch'], content.get('metric'))
+        if path.name == LAST and newest in history:
+            self._link(path, *newest, is_best=history[0] == newest)
+        self.history = [entry for entry in history if self._path(entry[0]).exists()]
 
     def save(self, state: dict[str, Any], epoch: int, metric: float) -> None:
         """Write `state` (plain tensors, numbers, text, lists and dicts) as the checkpoint of `epoch`.
 
         Raises UserError when it cannot be written; earlier checkpoints stay as they were.
         """
-        ranking = sorted([*self.history, (epoch, metric)], key=lambda entry: (-self.sign * entry[1], entry[0]))
+        known = [entry for entry in self.history if self._path(entry[0]).exists()]
+        ranking = sorted([*known, (epoch, metric)], key=lambda entry: (-self.sign * entry[1], entry[0]))
         kept, dropped = ranking[:self.keep], ranking[self.keep:]
         last = self.folder / LAST
-        try:
-            with atomic_write(last, 'wb') as file:
-                torch.save(state | dict(epoch=epoch, metric=metric, history=[list(entry) for entry in kept]), file)
+        with self._errors(last):
+            self._write(last, state | dict(epoch=epoch, metric=metric, history=[list(entry) for entry in kept]))
             if (epoch, metric) in kept:
-                atomic_link(last, self._path(epoch))
-            if kept[0] == (epoch, metric):
-                atomic_link(last, self.folder / BEST)
+                self._link(last, epoch, metric, is_best=kept[0] == (epoch, metric))
             for old, _ in dropped:
-                self._path(old).unlink(missing_ok=True)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            raise UserError(f'checkpoint {last} could not be written: {error}. Earlier checkpoints are intact; '
-                            'free some space (or choose another --output) and continue with --resume') from error
+                _remove(self._path(old))
         self.history = kept
+
+    def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> Path:
+        """Write `state` as it is within an epoch, `update` counting from its start; the one before is kept as well."""
+        path = self.folder / f'recovery-{epoch}-{update}{SUFFIX}'
+        with self._errors(path):
+            self._write(path, state | dict(epoch=epoch, history=[list(entry) for entry in self.history]))
+            recoveries = [found for found in self.newest_first() if found.name.startswith('recovery-')]
+            for old in recoveries[2:]:
+                _remove(old)
+        return path
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed, and that is no reason to lose more
+        _digest_path(path).unlink(missing_ok=True)  # never a new file beside an old digest
+        with atomic_write(path, 'wb') as file:
+            torch.save(content, file)
+        _write_digest(path)
+
+    def _link(self, last: Path, epoch: int, metric: float, is_best: bool) -> None:
+        for path in (self._path(epoch), *([self.folder / BEST] if is_best else [])):
+            _digest_path(path).unlink(missing_ok=True)
+            atomic_link(last, path)
+            _write_digest(path)
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f'checkpoint-{epoch}{SUFFIX}'
+
+    @contextlib.contextmanager
+    def _errors(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            raise UserError(f'checkpoint {path} could not be written: {error}. Earlier checkpoints are intact; free '
+                            'some space, or choose another --output') from error
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(path.name + '.sha256')
+
+
+def _write_digest(path: Path) -> None:
+    digest = sha256_of(path)
+    with atomic_write(_digest_path(path)) as file:
+        file.write(f'{digest}  {path.name}\n')
+
+
+def _remove(path: Path) -> None:
+    _digest_path(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def check_digest(path: Path) -> None:
+    """Raise UserError when a checkpoint is not what its SHA-256 says; a missing one says nothing."""
+    try:
+        expected = _digest_path(path).read_text().split()[0]
+    except (OSError, IndexError):
+        return
+    if sha256_of(path) != expected:
+        raise UserError(f'checkpoint {path} is damaged: its SHA-256 is not that in {_digest_path(path).name}')
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -74,6 +140,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         others = sorted(str(other) for other in path.parent.glob('*' + SUFFIX)) if path.parent.is_dir() else []
         raise UserError(f'checkpoint {path} does not exist' + (f'; there are {", ".join(others)}' if others else ''))
+    check_digest(path)
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
@@ -143,32 +210,56 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state['cuda'])
 
 
-def checkpoint_state(training: Training, recipe: Recipe, device: Device) -> dict[str, Any]:
-    """What a checkpoint holds besides epoch and metric, under timm's key names."""
+def checkpoint_state(
+        training: Training, recipe: Recipe, device: Device, place: Place, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a checkpoint holds besides epoch and metric: under timm's key names what timm knows, and what it does not.
+
+    All processes must call it together. `rows` are those of the summary.
+    """
+    own = dict(random_state=random_state(), unreported=training.unreported.cpu())
+    if device.is_distributed:  # batch norm and its average differ from process to process
+        own |= {name: {key: value.cpu() for key, value in model.named_buffers()}
+                for name, model in _models(training).items()}
     state = dict(
         arch=recipe.model, version=2, args=dataclasses.asdict(recipe), state_dict=training.model.state_dict(),
-        optimizer=training.optimizer.state_dict())
+        optimizer=training.optimizer.state_dict(), place=dataclasses.asdict(place), summary=rows,
+        processes=device.gather([own]), global_batch=global_batch(recipe, device))
     if training.ema is not None:
         state['state_dict_ema'] = training.ema.module.state_dict()
     if training.scaler.is_enabled():
         state['amp_scaler'] = training.scaler.state_dict()
-    if device.world_size == 1:
-        state['random_state'] = random_state()
+    if isinstance(training.schedule, PlateauLRScheduler):  # all others follow from the number of updates
+        state['schedule'] = training.schedule.state_dict()
     return state
 
 
-def resume(recipe: Recipe, training: Training, checkpoints: Checkpoints, device: Device, updates: int) -> int:
-    """Restore the run from `recipe.resume`; returns the first epoch to train (0 when there is nothing to resume)."""
-    first_epoch = recipe.start_epoch or 0
-    path = Path(recipe.resume) if recipe.resume else None
-    if recipe.resume == 'auto':
-        last = checkpoints.folder / LAST
-        path = last if last.exists() else None
+def global_batch(recipe: Recipe, device: Device) -> int:
+    """Images per update, of all processes together."""
+    return recipe.batch_size * recipe.grad_accum_steps * device.world_size
+
+
+def _models(training: Training) -> dict[str, nn.Module]:
+    return dict(model=training.model) | (dict(ema=training.ema.module) if training.ema is not None else {})
+
+
+def resume(
+        recipe: Recipe, training: Training, checkpoints: Checkpoints, device: Device, updates_per_epoch: int,
+        num_images: int) -> tuple[Place, list[dict[str, Any]] | None]:
+    """Restore the run from `recipe.resume`; returns where to go on, and the summary's rows so far (None: not known).
+
+    With `auto` that is the newest checkpoint of the run that is whole, or the beginning. A checkpoint of another
+    number of processes, or of another batch size, keeps its place in the data. Raises UserError when nothing fits,
+    and when the recipe is not that of the checkpoint, unless `allow_recipe_change`.
+    """
+    place, rows = Place(epoch=recipe.start_epoch or 0), None
+    path, content = _choose(recipe, checkpoints, device)
     if path is not None:
-        content = read_checkpoint(path)
+        source = describe(path, content)
         if 'optimizer' not in content or 'epoch' not in content:
             raise UserError(f'checkpoint {path} holds weights only; start from it with --initial-checkpoint')
-        source = describe(path, content)
+        if not (recipe.allow_recipe_change or recipe.no_resume_opt):
+            _check_recipe(recipe, content.get('args') or {}, source)
         load_weights(training.model, content['state_dict'], source)
         if training.ema is not None:
             load_weights(training.ema.module, content.get('state_dict_ema') or content['state_dict'], source)
@@ -181,14 +272,74 @@ def resume(recipe: Recipe, training: Training, checkpoints: Checkpoints, device:
             if training.scaler.is_enabled() and 'amp_scaler' in content:
                 training.scaler.load_state_dict(content['amp_scaler'])
         if path.parent.resolve() == checkpoints.folder.resolve():
-            checkpoints.restore(content.get('history', []))
-        if device.world_size == 1 and 'random_state' in content:
-            restore_random_state(content['random_state'])
-        if recipe.start_epoch is None:
-            first_epoch = content['epoch'] + 1
+            checkpoints.restore(path, content)
+        place = Place(**content.get('place') or dict(epoch=content['epoch'] + 1))
+        if recipe.start_epoch is not None:
+            place.start_epoch(recipe.start_epoch)
+        if 'summary' in content:
+            rows = [row for row in content['summary'] if int(row['epoch']) < place.epoch]
+        before, now = content.get('global_batch'), global_batch(recipe, device)
         if device.is_primary:
             print(f'resuming from {source}')
-    if training.schedule is not None and first_epoch:
-        training.schedule.step_update(first_epoch * updates)
-        training.schedule.step(first_epoch)
-    return first_epoch
+            if before not in (None, now):
+                print(f'an update now takes {now} images instead of {before}; the place in the data is kept')
+        if before != now or recipe.start_epoch is not None:
+            place.update = round((place.epoch + place.images / num_images) * updates_per_epoch)
+    else:
+        place.update = place.epoch * updates_per_epoch
+    if training.schedule is not None and 'schedule' in content:
+        training.schedule.load_state_dict(content['schedule'])
+    elif training.schedule is not None and place.update:
+        training.schedule.step(place.epoch)
+        training.schedule.step_update(place.update)
+    processes = content.get('processes') or []
+    if len(processes) == device.world_size:  # last, so that nothing draws random numbers between this and training
+        own = processes[device.rank]
+        training.unreported.copy_(own['unreported'])
+        for name, model in _models(training).items():
+            for key, value in model.named_buffers():
+                if key in own.get(name, {}):
+                    value.copy_(own[name][key])
+        restore_random_state(own['random_state'])
+    return place, rows
+
+
+def _choose(recipe: Recipe, checkpoints: Checkpoints, device: Device) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to resume and its content; all processes take the same one."""
+    if recipe.resume != 'auto':
+        path = Path(recipe.resume) if recipe.resume else None
+        return path, read_checkpoint(path) if path else {}
+
+    def newest_whole() -> Path | None:
+        problems = []
+        for path in checkpoints.newest_first():
+            try:
+                read_checkpoint(path)
+            except UserError as error:
+                problems.append(str(error))
+                print(f'{error}; trying the one before')
+                continue
+            return path
+        if problems:
+            raise UserError(f'no checkpoint of the run in {checkpoints.folder} is whole; the newest: {problems[0]}')
+        return None
+    path = device.on_primary(newest_whole)
+    return path, read_checkpoint(path) if path else {}
+
+
+# What may differ between a run and its continuation: it changes where and how, but not what is computed.
+FREE_KEYS = frozenset((
+    'data_dir', 'dataset_download', 'resume', 'no_resume_opt', 'start_epoch', 'allow_recipe_change', 'output',
+    'experiment', 'workers', 'pin_mem', 'device', 'log_interval', 'checkpoint_hist', 'recovery_interval',
+    'checkpoint_interval_minutes', 'max_bad_samples', 'max_nonfinite_steps', 'validation_batch_size', 'batch_size',
+    'grad_accum_steps', 'no_ddp_bb', 'torchcompile', 'torchcompile_mode', 'pretrained', 'pretrained_path',
+    'initial_checkpoint', 'deterministic'))
+
+
+def _check_recipe(recipe: Recipe, before: dict[str, Any], source: str) -> None:
+    now = dataclasses.asdict(recipe)
+    changed = [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
+               if name in before and name not in FREE_KEYS and before[name] != now[name]]
+    if changed:
+        raise UserError(f'the recipe is not that of {source}: {", ".join(changed)}; give the same values, or insist '
+                        'with --allow-recipe-change')

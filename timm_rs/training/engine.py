@@ -2,8 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     schedule: Scheduler | None
     scaler: GradScaler
-    ema: ModelEmaV3 | None = None
+    ema: ModelEmaV3 | None
+    unreported: torch.Tensor  # sum of the losses, and number of images, since the last report: (2,), on the device
 
 
 def amp_dtype(recipe: Recipe) -> torch.dtype | None:
@@ -55,30 +57,36 @@ def create_loss(recipe: Recipe) -> nn.Module:
     return LabelSmoothingCrossEntropy(recipe.smoothing) if recipe.smoothing else nn.CrossEntropyLoss()
 
 
-def train_one_epoch(
-        training: Training, loader: Any, recipe: Recipe, device: Device, epoch: int, progress: Progress,
-        after_report: Callable[[], None] = lambda: None) -> float:
-    """Train on every batch of `loader` once; returns the mean loss per image over the epoch and all processes.
+@dataclass
+class Place:
+    """How far a run is: with the weights and the random states, all that going on needs, anywhere in an epoch."""
+
+    epoch: int = 0
+    images: int = 0  # of this epoch, seen by all processes together
+    update: int = 0  # since the run began
+    loss: float = 0.0  # of this epoch, summed over `counted` images, up to the last report
+    counted: float = 0.0
+    skipped: int = 0  # updates of the run that were not made, because a loss or gradient was not finite
+    skipped_in_a_row: int = 0
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch, self.images, self.loss, self.counted = epoch, 0, 0.0, 0.0
+
+
+def train_updates(
+        training: Training, loader: Any, recipe: Recipe, device: Device, place: Place, progress: Progress
+) -> Iterator[bool]:
+    """Train on what `loader` has of the epoch, and yield after each update, true after those that reported progress.
 
     `loader` yields normalised images (N, C, H, W) and class indices (N,) or soft targets (N, classes), on the
-    device. All processes call `after_report` together at each report of progress. Raises UserError when the loss is
-    no longer finite.
+    device. `place` is kept up to date; after the last update `place.loss / place.counted` is the mean loss per image
+    over the epoch and all processes. An update with a loss or gradient that is not finite is left out, by all
+    processes together, as if its batches had not been there. Raises UserError after more than
+    `max_nonfinite_steps` of them in a row.
     """
     training.wrapped.train()
     num_batches, accumulate = len(loader), recipe.grad_accum_steps
-    update = epoch * updates_per_epoch(num_batches, recipe)
-    loss_sum, num_images = torch.zeros((), device=device.torch_device), 0  # since the last report
-    epoch_loss, epoch_images = 0.0, 0
-
-    def report(total_loss: float) -> None:
-        nonlocal epoch_loss, epoch_images
-        epoch_loss, epoch_images = epoch_loss + total_loss, epoch_images + num_images
-        mean_loss = total_loss / num_images
-        if not math.isfinite(mean_loss):
-            raise UserError(f'the loss became {mean_loss} in epoch {epoch + 1}: lower the learning rate, warm up '
-                            'longer or clip gradients; checkpoints of earlier epochs are intact')
-        progress.report(update, mean_loss, training.optimizer.param_groups[0]['lr'], num_images)
-
+    guard = Guard(training, device)
     training.optimizer.zero_grad()
     for index, (images, targets) in enumerate(progress.waiting_for(loader)):
         window = min(accumulate, num_batches - index // accumulate * accumulate)  # batches in this update
@@ -88,29 +96,90 @@ def train_one_epoch(
                 logits = training.wrapped(_in_layout(images, recipe))
             loss = training.loss(logits.float(), targets)  # the loss in float32, as the official code
             training.scaler.scale(loss / window).backward()
-        loss_sum += loss.detach() * len(images)
-        num_images += len(images) * device.world_size
+        guard.add(loss.detach(), len(images))
+        place.images += len(images) * device.world_size
         if not is_update:
             continue
 
         if recipe.clip_grad is not None:
             training.scaler.unscale_(training.optimizer)
-            parameters = model_parameters(training.model, exclude_head=recipe.clip_mode == 'agc')
-            dispatch_clip_grad(parameters, recipe.clip_grad, mode=recipe.clip_mode)
-        training.scaler.step(training.optimizer)
-        training.scaler.update()
+        if guard.is_finite():  # the loop's first host-device sync
+            if recipe.clip_grad is not None:
+                parameters = model_parameters(training.model, exclude_head=recipe.clip_mode == 'agc')
+                dispatch_clip_grad(parameters, recipe.clip_grad, mode=recipe.clip_mode)
+            training.scaler.step(training.optimizer)
+            training.scaler.update()
+            if training.ema is not None:
+                training.ema.update(training.model, step=place.update + 1)
+            place.skipped_in_a_row = 0
+        else:
+            guard.undo()
+            place.skipped, place.skipped_in_a_row = place.skipped + 1, place.skipped_in_a_row + 1
+            if place.skipped_in_a_row > recipe.max_nonfinite_steps:
+                raise NonFiniteError(
+                    f'the loss or a gradient was not finite in {place.skipped_in_a_row} updates in a row, in epoch '
+                    f'{place.epoch + 1}: lower the learning rate, warm up longer or clip gradients')
         training.optimizer.zero_grad()
-        update += 1
-        if training.ema is not None:
-            training.ema.update(training.model, step=update)
+        place.update += 1
         if training.schedule is not None:
-            training.schedule.step_update(update)
-        if update % recipe.log_interval == 0 or index + 1 == num_batches:
-            device.defer(report, loss_sum)
-            after_report()
-            loss_sum.zero_()
-            num_images = 0
-    return epoch_loss / epoch_images
+            training.schedule.step_update(place.update)
+
+        is_report = place.update % recipe.log_interval == 0 or index + 1 == num_batches
+        if is_report:
+            device.defer(partial(_report, training, place, progress), training.unreported)  # and the second
+            training.unreported.zero_()
+        yield is_report
+
+
+def _report(training: Training, place: Place, progress: Progress, unreported: list[float]) -> None:
+    loss_sum, counted = unreported
+    place.loss, place.counted = place.loss + loss_sum, place.counted + counted
+    progress.report(place.update, loss_sum / counted if counted else math.nan,
+                    training.optimizer.param_groups[0]['lr'], counted, place.skipped)
+
+
+class NonFiniteError(UserError):
+    """Training does not recover by leaving out updates."""
+
+
+class Guard:
+    """Finds updates that would spoil the weights, and takes them back before they are made."""
+
+    def __init__(self, training: Training, device: Device):
+        self.training, self.device = training, device
+        self.loss_sum = torch.zeros((), device=device.torch_device)  # of the batches in this update
+        self.images = 0
+        # A forward pass also writes: the statistics of batch norm.
+        self.buffers = [buffer for buffer in training.model.buffers() if buffer.numel()]
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    def add(self, loss: torch.Tensor, images: int) -> None:
+        """Take note of a batch's mean loss."""
+        self.loss_sum += loss * images
+        self.images += images
+
+    def is_finite(self) -> bool:
+        """Whether the losses, and but for float16 the gradients, are finite in all processes; then they count.
+
+        float16 has a scaler that leaves out updates on its own, as it often must while it looks for its scale.
+        """
+        checked = self.loss_sum
+        if not self.training.scaler.is_enabled():
+            gradients = [weight.grad for weight in self.training.model.parameters() if weight.grad is not None]
+            checked = checked + torch.nn.utils.get_total_norm(gradients)
+        finite = not self.device.agree(not torch.isfinite(checked))
+        if finite:
+            self.training.unreported[0] += self.loss_sum
+            self.training.unreported[1] += self.images
+            torch._foreach_copy_(self.before, self.buffers)
+        self.loss_sum.zero_()
+        self.images = 0
+        return finite
+
+    def undo(self) -> None:
+        torch._foreach_copy_(self.buffers, self.before)
+        if self.training.scaler.is_enabled():
+            self.training.scaler.update(self.training.scaler.get_scale() * self.training.scaler.get_backoff_factor())
 
 
 def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -122,10 +191,12 @@ def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
 
 @torch.no_grad()
 def evaluate(
-        model: nn.Module, loader: Any, recipe: Recipe, device: Device, label: str = 'evaluate') -> dict[str, float]:
+        model: nn.Module, loader: Any, recipe: Recipe, device: Device, label: str = 'evaluate',
+        heed: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Mean cross-entropy `loss`, accuracies `top1` and `top5` (%) and `num_samples`, over all processes.
 
-    Every sample counts once; those with a negative label (padding, bad files) do not. Raises UserError if none does.
+    Every sample counts once; those with a negative label (padding, bad files) do not. After each batch `heed` may
+    raise to break off. Raises UserError if no sample counts.
     """
     model.eval()
     totals = torch.zeros(4, device=device.torch_device)  # loss, top-1, top-5, samples
@@ -137,6 +208,8 @@ def evaluate(
         totals += torch.stack([
             F.cross_entropy(logits, targets, reduction='sum', ignore_index=-1),
             hits[:, 0].sum(), hits.any(1).sum(), (targets >= 0).sum()])
+        if loader.is_exact:  # else processes may have different numbers of batches, and would wait for ever
+            heed()
     loss, top1, top5, num_samples = device.sum(totals).tolist()
     if not num_samples:
         raise UserError('the validation set gave no samples')

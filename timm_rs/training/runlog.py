@@ -3,15 +3,19 @@
 import csv
 import datetime
 import io
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from timm.models import safe_model_name
 from tqdm import tqdm
 
 from timm_rs.atomic import atomic_write
+from timm_rs.errors import UserError
 from timm_rs.progress import on_terminal
+from timm_rs.recipe import Recipe
 
 
 class DataHint:
@@ -39,9 +43,9 @@ class DataHint:
 class Progress:
     """The progress of a whole training run: a bar on a terminal, a line per report elsewhere."""
 
-    def __init__(self, updates_per_epoch: int, first_epoch: int, num_epochs: int, enabled: bool):
+    def __init__(self, updates_per_epoch: int, first_update: int, num_epochs: int, enabled: bool):
         self.updates_per_epoch, self.num_epochs, self.enabled = updates_per_epoch, num_epochs, enabled
-        self.first_update = self.last_update = first_epoch * updates_per_epoch
+        self.first_update = self.last_update = first_update
         self.total = num_epochs * updates_per_epoch
         self.started = self.last_report = time.perf_counter()
         self.waited = 0.0  # seconds without data since the last report
@@ -60,13 +64,17 @@ class Progress:
             yield batch
             asked = time.perf_counter()
 
-    def report(self, update: int, loss: float, lr: float, num_images: float) -> None:
-        """Show the state after `update` updates: mean loss and images since the last report, learning rate."""
+    def report(self, update: int, loss: float, lr: float, num_images: float, skipped: int = 0) -> None:
+        """Show the state after `update` updates: mean loss and images since the last report, learning rate.
+
+        `skipped` updates of the run were not made.
+        """
         now = time.perf_counter()
         seconds = max(now - self.last_report, 1e-9)
         epoch, position = divmod(update - 1, self.updates_per_epoch)
         state = (f'loss {loss:.4f}  lr {lr:.3e}  {num_images / seconds:.0f} img/s  '
-                 f'waiting for data {100 * self.waited / seconds:.0f} %')
+                 f'waiting for data {100 * self.waited / seconds:.0f} %'
+                 + (f'  {skipped} updates skipped' if skipped else ''))
         if self.enabled and not self.bar.disable:
             self.bar.set_postfix_str(f'epoch {epoch + 1}/{self.num_epochs}  {state}', refresh=False)
             self.bar.update(update - self.last_update)
@@ -91,21 +99,26 @@ class Progress:
 class Summary:
     """summary.csv, one row per evaluated epoch, in timm's column names; numbers are kept as text once written."""
 
-    def __init__(self, path: Path, first_epoch: int = 0):
-        """Continue the file at `path`, dropping rows from `first_epoch` on (a resumed run writes them again)."""
+    def __init__(self, path: Path, rows: list[dict[str, Any]] | None = None, first_epoch: int = 0):
+        """Go on after `rows`; None for those in the file at `path` of epochs before `first_epoch`."""
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if first_epoch and path.exists():
+        self.rows: list[dict[str, Any]] = rows or []
+        if rows is None and first_epoch and path.exists():
             with open(path, newline='') as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row['epoch']) < first_epoch]
+                self.rows = [dict(row) for row in csv.DictReader(file) if int(row['epoch']) < first_epoch]
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
+    def write(self) -> None:
+        """Raises UserError when the file cannot be written; the one of before is intact then."""
+        if not self.rows:
+            return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with atomic_write(self.path, newline='') as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        try:
+            with atomic_write(self.path, newline='') as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+        except OSError as error:
+            raise UserError(f'{self.path} could not be written: {error.strerror or error}') from error
 
     def draw(self, path: Path) -> None:
         """Plot loss, accuracy and learning rate over epochs into `path` (PNG)."""
@@ -131,3 +144,27 @@ class Summary:
         figure.savefig(picture, format='png', dpi=120)
         with atomic_write(path, 'wb') as file:
             file.write(picture.getvalue())
+
+
+def prepare_folder(recipe: Recipe, data_config: dict[str, Any]) -> Path:
+    """The run's folder, made and proved writable. A resumed run stays where it was."""
+    size = data_config['input_size'][-1]
+    name = recipe.experiment or f'{datetime.datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(recipe.model)}-{size}'
+    folder = Path(recipe.output or 'output/train', name)
+    if recipe.resume == 'auto' and not recipe.experiment:
+        raise UserError('--resume auto needs --experiment NAME, to know which run to continue')
+    if recipe.resume not in ('', 'auto') and not recipe.experiment and not recipe.output:
+        folder = Path(recipe.resume).parent
+    number = 1
+    while not (recipe.experiment or recipe.resume) and folder.exists():  # another run began within this second
+        number += 1
+        folder = folder.with_name(f'{name}-{number}')
+    if not recipe.resume and any(folder.glob('*.pth.tar')):
+        raise UserError(f'{folder} already holds a run; continue it with --resume auto, or choose another --experiment')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f'output folder {folder} cannot be written: {error.strerror}; change --output') from None
+    return folder

@@ -1,0 +1,27 @@
+"""What goes wrong in training, as sentences."""
+
+import torch
+
+from timm_rs.device import Device
+from timm_rs.errors import UserError
+from timm_rs.recipe import Recipe
+
+_MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory')
+_PEERS = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting', 'NCCL', 'Socket', 'Broken pipe',
+          'gloo')
+
+
+def explain(error: Exception, recipe: Recipe, device: Device, go_on: str) -> UserError | None:
+    """`error` as a message with the remedy, or None for a bug. `go_on` tells how to continue the run."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _MEMORY):
+        smaller, steps = max(recipe.batch_size // 2, 1), 2 * recipe.grad_accum_steps
+        return UserError(f'out of memory with batches of {recipe.batch_size} images: try --batch-size {smaller} '
+                         f'--grad-accum-steps {steps} (as many images per update), --grad-checkpointing or --amp; '
+                         f'{go_on}')
+    if 'DataLoader worker' in text and ('killed by signal' in text or 'exited unexpectedly' in text):
+        return UserError(f'a data worker was killed, perhaps for want of memory: try fewer --workers; {go_on}')
+    if device.is_distributed and isinstance(error, RuntimeError) and any(words in text for words in _PEERS):
+        return UserError(f'another process of this run has ended or hangs ({text.splitlines()[0]}); what it said '
+                         f'before tells why; {go_on}')
+    return None
