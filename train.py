@@ -46,6 +46,7 @@ from timm_rs.training.checkpoint import (
 from timm_rs.training.ema import create_ema
 from timm_rs.training.engine import (
     NonFiniteError,
+    Place,
     Training,
     amp_dtype,
     create_loss,
@@ -157,9 +158,9 @@ def run_training(recipe: Recipe, device: Device) -> None:
                     if reported:
                         note_bad_samples(train_loader, bad_samples, device, progress)
                     heed(interruption.wanted(place.update))
-                epoch, train_loss = place.epoch, place.loss / max(place.counted, 1)
-                row: dict[str, Any] = {'epoch': epoch, 'train_loss': train_loss}
-                share_batch_norm(training, recipe, device)
+                epoch = place.epoch
+                row: dict[str, Any] = {'epoch': epoch, 'train_loss': place.mean_loss}
+                share_batch_norm(training, recipe, device, place)
                 is_evaluated = (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == num_epochs
                 if is_evaluated and eval_loader is not None:
                     row |= validate(training, eval_loader, recipe, device, lambda: heed(interruption.wanted()))
@@ -272,11 +273,12 @@ def describe_epoch(row: dict[str, Any], num_epochs: int, seconds: float) -> str:
     return f'epoch {row["epoch"] + 1}/{num_epochs} done in {seconds:.1f} s:  {scores}'
 
 
-def share_batch_norm(training: Training, recipe: Recipe, device: Device) -> None:
+def share_batch_norm(training: Training, recipe: Recipe, device: Device, place: Place) -> None:
     """Give all processes the same batch-norm statistics: the mean over them, or the primary's (`dist_bn`)."""
-    if device.is_distributed and recipe.dist_bn:
+    if device.is_distributed and recipe.dist_bn and not place.is_bn_shared:
         for model in filter(None, (training.model, training.ema and training.ema.module)):
             distribute_bn(model, device.world_size, recipe.dist_bn == 'reduce')
+        place.is_bn_shared = True
 
 
 def say(device: Device, text: str) -> None:

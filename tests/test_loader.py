@@ -316,7 +316,8 @@ def test_a_run_finishes_and_names_each_bad_file_once(run, image_folder, tmp_path
     assert rows.keys() == expected.keys()
     for name, reason in expected.items():
         assert rows[name].startswith(reason) and result.out.count(f'{name}: {reason}') == 1
-    result = run(*TINY, '--data-dir', image_folder, '--experiment', 'run', '--resume', 'auto', '--epochs', 3)
+    result = run(*TINY, '--data-dir', image_folder, '--experiment', 'run', '--resume', 'auto', '--epochs', 3,
+                 '--allow-recipe-change')
     assert result.code == 0 and 'bad sample' not in result.out
 
 
@@ -336,7 +337,7 @@ def test_too_many_bad_files_stop_the_run_and_leave_its_checkpoint(run, image_fol
     assert run(*arguments, '--epochs', 1).code == 0
     before = (tmp_path / 'runs/run/last.pth.tar').read_bytes()
     spoil(image_folder)
-    result = run(*arguments, '--resume', 'auto', '--max-bad-samples', 5)
+    result = run(*arguments, '--resume', 'auto', '--max-bad-samples', 5, '--allow-recipe-change')
     assert result.code == 2 and result.err.count('\n') == 1
     assert '6 images are bad, more than the 5 allowed' in result.err and 'bad_samples.csv' in result.err
     assert (tmp_path / 'runs/run/last.pth.tar').read_bytes() == before

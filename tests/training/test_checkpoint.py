@@ -18,7 +18,11 @@ from timm_rs.training.checkpoint import (
 
 
 def names(folder):
-    return sorted(path.name.removesuffix('.pth.tar') for path in folder.iterdir())
+    """The checkpoints in `folder`, each with its checksum beside it."""
+    files = {path.name for path in folder.iterdir()}
+    found = [name for name in files if name.endswith('.pth.tar')]
+    assert files == {*found, *(f'{name}.sha256' for name in found)}
+    return sorted(name.removesuffix('.pth.tar') for name in found)
 
 
 def best_epoch(folder):
@@ -47,7 +51,8 @@ def test_ranking_continues_after_a_restart(tmp_path):
     for epoch, metric in enumerate([5.0, 9.0]):
         first.save({'state_dict': {}}, epoch, metric)
     second = Checkpoints(tmp_path, keep=2, lower_is_better=False)
-    second.restore(read_checkpoint(tmp_path / 'last.pth.tar')['history'])
+    last = tmp_path / 'last.pth.tar'
+    second.restore(last, read_checkpoint(last))
     second.save({'state_dict': {}}, 2, 7.0)
     assert best_epoch(tmp_path) == 1
     assert names(tmp_path) == ['checkpoint-1', 'checkpoint-2', 'last', 'model_best']
@@ -62,7 +67,7 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_says_so(tmp_path, monkeypatc
         file.write(b'half')
         raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(checkpoint.torch, 'save', full)
-    with pytest.raises(UserError, match='No space left on device.*Earlier checkpoints are intact.*--resume'):
+    with pytest.raises(UserError, match='No space left on device.*Earlier checkpoints are intact'):
         checkpoints.save({'state_dict': {}}, 1, 2.0)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert checkpoints.best == (0, 1.0)

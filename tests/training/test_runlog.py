@@ -17,7 +17,7 @@ BAR = '''
 import time
 from timm_rs.training.runlog import Progress
 from timm_rs.progress import track
-progress = Progress(updates_per_epoch=3, first_epoch=0, num_epochs=2, enabled=True)
+progress = Progress(updates_per_epoch=3, first_update=0, num_epochs=2, enabled=True)
 for epoch in range(2):
     for step, _ in enumerate(progress.waiting_for([0, 0, 0]), start=1):
         time.sleep(0.05)
@@ -30,7 +30,7 @@ progress.close()
 
 
 def test_plain_lines_tell_loss_rate_images_waiting_and_eta(capsys):
-    progress = Progress(updates_per_epoch=2, first_epoch=1, num_epochs=3, enabled=True)
+    progress = Progress(updates_per_epoch=2, first_update=2, num_epochs=3, enabled=True)
     for update in (3, 4, 5):
         list(progress.waiting_for([None]))
         progress.report(update, 0.25, 0.1, 64)
@@ -47,7 +47,7 @@ def test_share_of_waiting_is_measured(capsys):
         time.sleep(0.3)
         yield None
 
-    progress = Progress(updates_per_epoch=1, first_epoch=0, num_epochs=1, enabled=True)
+    progress = Progress(updates_per_epoch=1, first_update=0, num_epochs=1, enabled=True)
     for _ in progress.waiting_for(slow()):
         time.sleep(0.1)
     progress.report(1, 0.25, 0.1, 64)
@@ -62,7 +62,7 @@ def test_waiting_for_data_gives_one_hint(capsys):
     assert hint.after(500, seconds=10, waited=9) is None  # said already
     assert DataHint().after(100, seconds=10, waited=1.9) is None
 
-    progress = Progress(updates_per_epoch=100, first_epoch=0, num_epochs=1, enabled=True)
+    progress = Progress(updates_per_epoch=100, first_update=0, num_epochs=1, enabled=True)
     for update in (50, 100):
         progress.last_report, progress.waited = time.perf_counter() - 10, 5.0
         progress.report(update, 0.25, 0.1, 64)
@@ -71,7 +71,7 @@ def test_waiting_for_data_gives_one_hint(capsys):
 
 
 def test_other_processes_stay_silent(capsys):
-    progress = Progress(updates_per_epoch=1, first_epoch=0, num_epochs=1, enabled=False)
+    progress = Progress(updates_per_epoch=1, first_update=0, num_epochs=1, enabled=False)
     progress.report(1, 0.25, 0.1, 64)
     progress.say('hello')
     assert capsys.readouterr() == ('', '')
@@ -104,8 +104,11 @@ def test_summary_drops_epochs_that_are_trained_again(tmp_path):
     path = tmp_path / 'summary.csv'
     summary = Summary(path)
     for epoch in range(3):
-        summary.add({'epoch': epoch, 'train_loss': 1.5, 'lr': 0.1})
-    Summary(path, first_epoch=2).add({'epoch': 2, 'train_loss': 0.5, 'lr': 0.1})
+        summary.rows.append({'epoch': epoch, 'train_loss': 1.5, 'lr': 0.1})
+    summary.write()
+    resumed = Summary(path, first_epoch=2)
+    resumed.rows.append({'epoch': 2, 'train_loss': 0.5, 'lr': 0.1})
+    resumed.write()
     with open(path, newline='') as file:
         assert [(row['epoch'], row['train_loss']) for row in csv.DictReader(file)] == [
             ('0', '1.5'), ('1', '1.5'), ('2', '0.5')]
@@ -113,7 +116,7 @@ def test_summary_drops_epochs_that_are_trained_again(tmp_path):
 
 def test_curves_are_drawn_without_validation_too(tmp_path):
     summary = Summary(tmp_path / 'summary.csv')
-    summary.add({'epoch': 0, 'train_loss': 1.5, 'lr': 0.1})
+    summary.rows.append({'epoch': 0, 'train_loss': 1.5, 'lr': 0.1})
     summary.draw(tmp_path / 'curves.png')
     picture = Image.open(tmp_path / 'curves.png').convert('L')
     assert picture.size[0] > 600 and picture.getextrema() != (255, 255)

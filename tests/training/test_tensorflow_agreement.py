@@ -43,7 +43,8 @@ class Recorder(Progress):
         super().__init__(UPDATES_PER_EPOCH, 0, recipe.epochs, enabled=False)
         self.losses = []
 
-    def report(self, update, loss, lr, num_images):
+    def report(self, update, loss, lr, num_images, skipped=0):
+        assert not skipped
         self.losses.append(loss)
 
 

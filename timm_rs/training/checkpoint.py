@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import math
+import os
 import random
 import zipfile
 from collections.abc import Iterator
@@ -47,10 +49,13 @@ class Checkpoints:
 
     def restore(self, path: Path, content: dict[str, Any]) -> None:
         """Continue the ranking of the run that wrote `content` to `path`, and finish what a kill cut short."""
-        history = [(int(epoch), metric) for epoch, metric in content.get('history', [])]
-        newest = (content['epoch'], content.get('metric'))
-        if path.name == LAST and newest in history:
-            self._link(path, *newest, is_best=history[0] == newest)
+        history = [(int(epoch), float(metric)) for epoch, metric in content.get('history', [])]
+        epochs = [epoch for epoch, _ in history]
+        with self._errors(path):
+            if not _digest_path(path).exists():
+                _write_digest(path)
+            if path.name == LAST and content['epoch'] in epochs:
+                self._link(path, content['epoch'], is_best=epochs[0] == content['epoch'])
         self.history = [entry for entry in history if self._path(entry[0]).exists()]
 
     def save(self, state: dict[str, Any], epoch: int, metric: float) -> None:
@@ -58,14 +63,14 @@ class Checkpoints:
 
         Raises UserError when it cannot be written; earlier checkpoints stay as they were.
         """
-        known = [entry for entry in self.history if self._path(entry[0]).exists()]
-        ranking = sorted([*known, (epoch, metric)], key=lambda entry: (-self.sign * entry[1], entry[0]))
+        known = [entry for entry in self.history if entry[0] != epoch and self._path(entry[0]).exists()]
+        ranking = sorted([*known, (epoch, metric)], key=self._rank)
         kept, dropped = ranking[:self.keep], ranking[self.keep:]
         last = self.folder / LAST
         with self._errors(last):
             self._write(last, state | dict(epoch=epoch, metric=metric, history=[list(entry) for entry in kept]))
             if (epoch, metric) in kept:
-                self._link(last, epoch, metric, is_best=kept[0] == (epoch, metric))
+                self._link(last, epoch, is_best=kept[0][0] == epoch)
             for old, _ in dropped:
                 _remove(self._path(old))
         self.history = kept
@@ -82,16 +87,23 @@ class Checkpoints:
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed, and that is no reason to lose more
-        _digest_path(path).unlink(missing_ok=True)  # never a new file beside an old digest
         with atomic_write(path, 'wb') as file:
             torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())  # what can fail has not: the file of before keeps its digest until here
+            _digest_path(path).unlink(missing_ok=True)  # never a new file beside an old digest
         _write_digest(path)
 
-    def _link(self, last: Path, epoch: int, metric: float, is_best: bool) -> None:
+    def _link(self, last: Path, epoch: int, is_best: bool) -> None:
         for path in (self._path(epoch), *([self.folder / BEST] if is_best else [])):
             _digest_path(path).unlink(missing_ok=True)
             atomic_link(last, path)
             _write_digest(path)
+
+    def _rank(self, entry: tuple[int, float]) -> tuple[float, int]:
+        """Sorts the best first: by the metric (no number is the worst), then the earlier epoch."""
+        epoch, metric = entry
+        return (math.inf if math.isnan(metric) else -self.sign * metric, epoch)
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f'checkpoint-{epoch}{SUFFIX}'
@@ -272,7 +284,7 @@ def resume(
             if training.scaler.is_enabled() and 'amp_scaler' in content:
                 training.scaler.load_state_dict(content['amp_scaler'])
         if path.parent.resolve() == checkpoints.folder.resolve():
-            checkpoints.restore(path, content)
+            device.on_primary(lambda: checkpoints.restore(path, content))
         place = Place(**content.get('place') or dict(epoch=content['epoch'] + 1))
         if recipe.start_epoch is not None:
             place.start_epoch(recipe.start_epoch)
@@ -289,9 +301,11 @@ def resume(
         place.update = place.epoch * updates_per_epoch
     if training.schedule is not None and 'schedule' in content:
         training.schedule.load_state_dict(content['schedule'])
-    elif training.schedule is not None and place.update:
-        training.schedule.step(place.epoch)
-        training.schedule.step_update(place.update)
+    elif training.schedule is not None:
+        if place.epoch:
+            training.schedule.step(place.epoch)
+        if place.update:
+            training.schedule.step_update(place.update)
     processes = content.get('processes') or []
     if len(processes) == device.world_size:  # last, so that nothing draws random numbers between this and training
         own = processes[device.rank]

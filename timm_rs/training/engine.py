@@ -68,9 +68,14 @@ class Place:
     counted: float = 0.0
     skipped: int = 0  # updates of the run that were not made, because a loss or gradient was not finite
     skipped_in_a_row: int = 0
+    is_bn_shared: bool = False  # whether the processes have the same statistics of batch norm for evaluation already
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.counted if self.counted else math.nan
 
     def start_epoch(self, epoch: int) -> None:
-        self.epoch, self.images, self.loss, self.counted = epoch, 0, 0.0, 0.0
+        self.epoch, self.images, self.loss, self.counted, self.is_bn_shared = epoch, 0, 0.0, 0.0, False
 
 
 def train_updates(
@@ -79,8 +84,8 @@ def train_updates(
     """Train on what `loader` has of the epoch, and yield after each update, true after those that reported progress.
 
     `loader` yields normalised images (N, C, H, W) and class indices (N,) or soft targets (N, classes), on the
-    device. `place` is kept up to date; after the last update `place.loss / place.counted` is the mean loss per image
-    over the epoch and all processes. An update with a loss or gradient that is not finite is left out, by all
+    device. `place` is kept up to date; after the last update `place.mean_loss` is the mean loss per image over the
+    epoch and all processes. An update with a loss or gradient that is not finite is left out, by all
     processes together, as if its batches had not been there. Raises UserError after more than
     `max_nonfinite_steps` of them in a row.
     """
@@ -171,15 +176,20 @@ class Guard:
         if finite:
             self.training.unreported[0] += self.loss_sum
             self.training.unreported[1] += self.images
-            torch._foreach_copy_(self.before, self.buffers)
+            self._copy(self.before, self.buffers)
         self.loss_sum.zero_()
         self.images = 0
         return finite
 
     def undo(self) -> None:
-        torch._foreach_copy_(self.buffers, self.before)
+        self._copy(self.buffers, self.before)
         if self.training.scaler.is_enabled():
             self.training.scaler.update(self.training.scaler.get_scale() * self.training.scaler.get_backoff_factor())
+
+    @staticmethod
+    def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        if targets:  # a network without batch norm has none
+            torch._foreach_copy_(targets, sources)
 
 
 def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -6,13 +6,15 @@ from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
 
-_MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory')
+_MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED')
 _PEERS = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting', 'NCCL', 'Socket', 'Broken pipe',
           'gloo')
 
 
 def explain(error: Exception, recipe: Recipe, device: Device, go_on: str) -> UserError | None:
     """`error` as a message with the remedy, or None for a bug. `go_on` tells how to continue the run."""
+    if isinstance(error, UserError):
+        return None
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _MEMORY):
         smaller, steps = max(recipe.batch_size // 2, 1), 2 * recipe.grad_accum_steps

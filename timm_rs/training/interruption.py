@@ -20,13 +20,17 @@ class Stopped(SystemExit):
 class Interruption:
     """Whether it is time to save, or to stop. A second signal ends the process at once.
 
+    Under torchrun the first may come twice, to the whole group of processes and again from torchrun, which passes on
+    its own: what follows within a second counts as one there.
+
     A context manager, which puts the handlers of before back.
     """
 
     def __init__(self, minutes: float, updates: int):
         """Save every so many minutes and updates; 0 for neither."""
         self.minutes, self.updates = minutes, updates
-        self.signal = 0
+        self.signal, self.heard_at = 0, 0.0
+        self.echo = 1.0 if 'TORCHELASTIC_RUN_ID' in os.environ else 0.0
         self.saved_at = time.monotonic()
 
     def __enter__(self) -> 'Interruption':
@@ -38,9 +42,10 @@ class Interruption:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if not self.signal:
+            self.signal, self.heard_at = number, time.monotonic()
+        elif time.monotonic() - self.heard_at >= self.echo:
             os._exit(128 + number)
-        self.signal = number
 
     def wanted(self, update: int | None = None) -> int:
         """0 for nothing, 1 for saving (only after an `update`), more for saving and stopping: the signal's number + 1.

@@ -163,6 +163,8 @@ def prepare_folder(recipe: Recipe, data_config: dict[str, Any]) -> Path:
         raise UserError(f'{folder} already holds a run; continue it with --resume auto, or choose another --experiment')
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for half in folder.glob('.*.tmp'):  # of a run that was killed while it saved
+            half.unlink()
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
