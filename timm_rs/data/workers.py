@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 def num_cores() -> int:
     """Cores that this process may run on."""
@@ -15,13 +17,19 @@ def end_with(parent: int, worker: int) -> None:
     """A data loader's `worker_init_fn`: end this process soon after the one with the id `parent`, and not before.
 
     torch's workers wait for ever for a killed one to take what they have made. Signals to a whole group of processes
-    are for `parent`, which may need more data before it stops.
+    are for `parent`, which may need more data before it stops; only its own end this process.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    can_tell = hasattr(signal, 'sigtimedwait')  # who sent a signal; macOS does not
+    if can_tell:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1)
+            if not can_tell:
+                time.sleep(1)
+            elif (heard := signal.sigtimedwait(SIGNALS, 1)) and heard.si_pid == parent:
+                break
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,195 @@
+"""A run that is stopped anywhere and continued is the run that was not stopped, bit for bit."""
+
+import os
+import signal
+
+import pytest
+import torch
+from conftest import TINY, load_tool
+
+import train
+from timm_rs.data import loader as fast_loader
+
+HARD = ['--drop', 0.2, '--drop-path', 0.1, '--mixup', 0.2, '--cutmix', 1.0, '--reprob', 0.5, '--aa', 'rand-m9-n2']
+BASE = [*TINY, '--batch-size', 4, '--model-ema', '--log-interval', 2, '--lr', 0.01, '--checkpoint-interval-minutes', 0]
+UPDATES = 6  # in an epoch of 24 images
+
+# A worker more than this machine has cores is no reason for a test to fail.
+pytestmark = [pytest.mark.filterwarnings('ignore:This DataLoader will create:UserWarning'),
+              # whose state timm does not save, but we do
+              pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')]
+
+
+@pytest.fixture
+def train_and_stop(run, image_folder, monkeypatch):
+    """Train until a signal comes after so many updates, or in an epoch's evaluation; on and on until it ends."""
+    updates, evaluate = train.train_updates, train.validate
+
+    def call(name, *arguments, data=image_folder, after=(), evaluating=(), number=signal.SIGTERM):
+        def stopping_updates(training, loader, recipe, device, place, progress):
+            for reported in updates(training, loader, recipe, device, place, progress):
+                if place.update in left:
+                    left.remove(place.update)
+                    os.kill(os.getpid(), number)
+                yield reported
+
+        def stopping_evaluation(*arguments):
+            if arguments[0].optimizer.param_groups and evaluations and evaluations.pop(0):
+                os.kill(os.getpid(), number)
+            return evaluate(*arguments)
+
+        left, evaluations = list(after), list(evaluating)
+        monkeypatch.setattr(train, 'train_updates', stopping_updates)
+        monkeypatch.setattr(train, 'validate', stopping_evaluation)
+        outs = []
+        while True:
+            torch.manual_seed(len(outs))  # nothing may depend on what this process has done before
+            result = run(*BASE, '--data-dir', data, *arguments, '--experiment', name, '--resume', 'auto')
+            outs.append(result.out)
+            if result.code != 128 + number:
+                assert result.code == 0, result.err
+                assert len(outs) == 1 + len(after) + sum(evaluating)
+                return outs
+            assert f'stopped by {number.name}' in result.out
+    return call
+
+
+def content(path):
+    state = torch.load(path, weights_only=True)
+    del state['args']  # has the name of the run
+    return state
+
+
+def assert_equal(first, second, where=''):
+    """Bit-for-bit equality of nested dicts and lists of tensors and plain values."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype and torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f'{where}.{key}')
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal(*pair, f'{where}[{index}]')
+    else:
+        assert first == second, where
+
+
+def assert_same_run(whole, part):
+    """The last and the best checkpoint (weights, average, optimizer, random states), the summary, what was kept."""
+    for name in ('last.pth.tar', 'model_best.pth.tar'):
+        assert_equal(content(whole / name), content(part / name), name)
+    assert (whole / 'summary.csv').read_bytes() == (part / 'summary.csv').read_bytes()
+    first, second = ({path.name for path in folder.iterdir() if 'recovery' not in path.name}
+                     for folder in (whole, part))
+    assert first == second
+
+
+@pytest.mark.parametrize('extra', [
+    [],
+    HARD,
+    ['--workers', 2, *HARD],
+    ['--grad-accum-steps', 4, '--sched-on-updates', '--warmup-epochs', 1, *HARD],  # windows of 4 and 2 batches
+    ['--amp', '--amp-dtype', 'bfloat16', '--channels-last'],
+    ['--amp', '--amp-dtype', 'float16', '--clip-grad', 1.0],
+    ['--opt', 'adamw', '--sched', 'plateau', '--patience-epochs', 0, '--eval-metric', 'loss'],
+    ['--sched', 'step', '--decay-epochs', 1, '--lr-noise', 0.0, 1.0, '--mixup', 0.5, '--mixup-off-epoch', 1],
+    ['--val-split', ''],
+], ids=['plain', 'all randomness', '2 workers', 'accumulation', 'bfloat16', 'float16', 'plateau', 'noise', 'no split'])
+def test_a_run_stopped_within_each_epoch_is_the_one_that_was_not(train_and_stop, tmp_path, monkeypatch, extra):
+    monkeypatch.setattr(fast_loader, 'num_cores', lambda: 2)
+    train_and_stop('whole', *extra)
+    places = (1, 3) if '--grad-accum-steps' in extra else (2, UPDATES + 3)
+    outs = train_and_stop('part', *extra, after=places)
+    assert 'resuming from' in outs[1] and 'epochs 1 to 2' in outs[1] and 'epochs 2 to 2' in outs[2]
+    assert_same_run(tmp_path / 'runs/whole', tmp_path / 'runs/part')
+
+
+def test_a_run_stopped_after_any_update_is_the_one_that_was_not(train_and_stop, tmp_path):
+    train_and_stop('whole', *HARD)
+    train_and_stop('part', *HARD, after=range(1, 2 * UPDATES + 1), number=signal.SIGUSR1)
+    assert_same_run(tmp_path / 'runs/whole', tmp_path / 'runs/part')
+
+
+@pytest.mark.parametrize('evaluating', [[1], [0, 1]], ids=['first epoch', 'last epoch'])
+def test_a_run_stopped_while_it_evaluates_is_the_one_that_was_not(train_and_stop, tmp_path, evaluating):
+    train_and_stop('whole', *HARD)
+    train_and_stop('part', *HARD, evaluating=evaluating, number=signal.SIGINT)
+    assert_same_run(tmp_path / 'runs/whole', tmp_path / 'runs/part')
+
+
+def test_training_on_shards_continues_within_them(train_and_stop, image_folder, tmp_path, capsys):
+    load_tool('pack_dataset').main([str(image_folder), str(tmp_path / 'packed')])
+    arguments = ['--dataset', 'wds/packed', *HARD]
+    train_and_stop('whole', *arguments, data=tmp_path / 'packed')
+    train_and_stop('part', *arguments, data=tmp_path / 'packed', after=(2, UPDATES + 3))
+    assert_same_run(tmp_path / 'runs/whole', tmp_path / 'runs/part')
+
+
+def test_checkpoints_within_an_epoch_come_by_number_of_updates_and_change_nothing(run, image_folder, tmp_path):
+    arguments = [*BASE, *HARD, '--data-dir', image_folder]
+    assert run(*arguments, '--experiment', 'whole').code == 0
+    result = run(*arguments, '--recovery-interval', 4, '--experiment', 'part')
+    assert result.code == 0, result.err
+    folder = tmp_path / 'runs/part'
+    assert_same_run(tmp_path / 'runs/whole', folder)
+    assert {path.name for path in folder.glob('recovery-*.tar')} == {'recovery-1-2.pth.tar', 'recovery-1-6.pth.tar'}
+    for path in folder.glob('*.tar'):  # back to a place within the second epoch
+        if path.name != 'recovery-1-2.pth.tar':
+            path.unlink()
+    result = run(*arguments, '--experiment', 'part', '--resume', 'auto')
+    assert result.code == 0 and 'recovery-1-2.pth.tar (resnetrs, epoch 2)' in result.out
+    assert_equal(content(tmp_path / 'runs/whole/last.pth.tar')['state_dict'], content(folder / 'last.pth.tar')['state_dict'])
+
+
+def test_checkpoints_within_an_epoch_come_by_time(run, image_folder, tmp_path):
+    result = run(*TINY, '--data-dir', image_folder, '--checkpoint-interval-minutes', 1e-9, '--experiment', 'a')
+    assert result.code == 0, result.err
+    assert {path.name for path in (tmp_path / 'runs/a').glob('recovery-*.tar')} == {
+        'recovery-1-2.pth.tar', 'recovery-1-3.pth.tar'}  # the newest two
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    (['--batch-size', 8], 'an update now takes 8 images instead of 4'),
+    (['--batch-size', 2, '--grad-accum-steps', 2], ''),
+])
+def test_another_batch_size_keeps_the_place_in_the_data(run, image_folder, tmp_path, monkeypatch, change, said):
+    seen = []
+    genuine = fast_loader.TransformedSamples.__getitem__
+
+    def noting(self, ticket):
+        if self.replace:
+            seen.append(ticket)
+        return genuine(self, ticket)
+    monkeypatch.setattr(fast_loader.TransformedSamples, '__getitem__', noting)
+    arguments = [*BASE, '--data-dir', image_folder, '--epochs', 1, '--experiment', 'a', '--recovery-interval', 2]
+    assert run(*arguments).code == 0
+    whole = list(seen)
+    folder = tmp_path / 'runs/a'
+    for path in folder.glob('*.tar'):
+        if path.name != 'recovery-0-4.pth.tar':
+            path.unlink()
+    seen.clear()
+    result = run(*arguments, *change, '--resume', 'auto')
+    assert result.code == 0, result.err
+    assert seen == whole[16:] and len(whole) == 24
+    assert said in result.out and ('an update now' in result.out) == bool(said)
+
+
+def test_timms_loader_begins_the_epoch_anew_and_says_so(train_and_stop, tmp_path):
+    outs = train_and_stop('part', '--loader', 'timm', after=(UPDATES + 2,))
+    assert 'timm\'s loader cannot go on within an epoch: epoch 2 begins anew' in outs[1]
+    state = content(tmp_path / 'runs/part/last.pth.tar')
+    assert state['epoch'] == 1 and len(state['summary']) == 2
+
+
+def test_another_recipe_is_refused_with_all_that_changed_unless_insisted_on(run, image_folder):
+    arguments = [*TINY, '--data-dir', image_folder, '--experiment', 'a', '--resume', 'auto']
+    assert run(*arguments, '--epochs', 1).code == 0
+    result = run(*arguments, '--smoothing', 0.2, '--seed', 1)
+    assert result.code == 2
+    assert 'epochs 1 -> 2, ' in result.err and 'smoothing 0.1 -> 0.2' in result.err and 'seed 42 -> 1' in result.err
+    assert 'workers' not in result.err and '--allow-recipe-change' in result.err
+    assert run(*arguments, '--smoothing', 0.2, '--seed', 1, '--allow-recipe-change').code == 0
