@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -37,7 +38,11 @@ from timm_rs.progress import track
 from timm_rs.recipe import Parser
 from timm_rs.training.checkpoint import BEST, LAST, read_checkpoint
 
-ARGUMENTS = ['--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32', '--device', 'cpu', '--epochs', '3', '--batch-size', '4', '--warmup-epochs', '1', '--lr', '0.02', '--log-interval', '2', '--recovery-interval', '1', '--model-ema', '--model-ema-warmup', '--drop', '0.2', '--drop-path', '0.1', '--aa', 'rand-m9-n2', '--reprob', '0.5', '--mixup', '0.2', '--cutmix', '1.0']
+ARGUMENTS = [
+    '--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32', '--device', 'cpu',
+    '--epochs', '3', '--batch-size', '4', '--warmup-epochs', '1', '--lr', '0.02', '--log-interval', '2',
+    '--recovery-interval', '1', '--model-ema', '--model-ema-warmup', '--drop', '0.2', '--drop-path', '0.1',
+    '--aa', 'rand-m9-n2', '--reprob', '0.5', '--mixup', '0.2', '--cutmix', '1.0']
 KINDS = {  # what differs from run to run; each kind has a run of its own that is left alone
     'folder': ['--workers', '0'],
     'workers': ['--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'],
@@ -104,22 +109,26 @@ def run_trials(folder: Path, count: int, processes: str, rng: random.Random) -> 
 
 def kill_and_continue(folder: Path, trial: Trial, seconds: float, rng: random.Random) -> str:
     """Run a trial to its end with up to three kills on the way; what went wrong, if anything."""
-    name = f'trial-{trial.number}'
-    for _ in range(rng.randint(1, 3)):
+    name, wanted = f'trial-{trial.number}', rng.randint(1, 3)
+    while trial.kills < wanted:
         run = Run(folder, name, trial)
-        moment = time.monotonic() + rng.uniform(0, seconds)
         victims = rng.sample(run.pids, rng.randint(1, len(run.pids)))
-        while time.monotonic() < moment and run.all_run():
+        moment = time.monotonic() + rng.uniform(0, seconds)
+        while run.all_run() and time.monotonic() < moment:
             time.sleep(0.002)
-        if not run.all_run():  # it was through before
-            if any(run.wait()):
-                break
-            continue
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
-        trial.kills += 1
-        if HUNG in run.wait():  # those left alive have to notice
-            return 'a process did not end after another was killed'
+        if run.all_run():
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            trial.kills += 1
+            if HUNG in run.wait():  # those left alive have to notice
+                return 'a process did not end after another was killed'
+        elif any(run.wait()):
+            return f'failed: {tail(folder / "runs" / name)}'
+        elif trial.kills:
+            return ''
+        else:  # it was through before: once more, from the beginning
+            seconds *= 0.7
+            shutil.rmtree(folder / 'runs' / name)
     if any(Run(folder, name, trial).wait()):
         return f'failed: {tail(folder / "runs" / name)}'
     return ''

@@ -14,7 +14,7 @@ from torch import nn
 from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
-from timm_rs.training.checkpoint import describe, load_weights, read_checkpoint
+from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
 
 
 def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
@@ -23,6 +23,8 @@ def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
     if recipe.pretrained_path:
         if not Path(recipe.pretrained_path).is_file():
             raise UserError(f'pretrained_path {recipe.pretrained_path} does not exist')
+        if Path(recipe.pretrained_path).suffix != '.npz':  # which NumPy reads, without pickles
+            load_plain(Path(recipe.pretrained_path))  # timm reads it again, and reports what is wrong in many ways
         overlay = dict(file=recipe.pretrained_path, num_classes=-1)  # -1: always adapt the head
     try:
         for module in recipe.device_modules or ():

@@ -142,28 +142,35 @@ def check_digest(path: Path) -> None:
         raise UserError(f'checkpoint {path} is damaged: its SHA-256 is not that in {_digest_path(path).name}')
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint or .safetensors file, on the CPU; a bare state dict comes as `state_dict`.
+def load_plain(path: Path) -> Any:
+    """What a file holds, on the CPU: tensors and plain values only (`weights_only=True`), so that it can run no code.
 
-    Only tensors and plain values are accepted (`weights_only=True`), so no file can run code. Raises UserError
-    for a file that is missing, truncated or something else.
+    Raises UserError for a file that is damaged or something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        others = sorted(str(other) for other in path.parent.glob('*' + SUFFIX)) if path.parent.is_dir() else []
-        raise UserError(f'checkpoint {path} does not exist' + (f'; there are {", ".join(others)}' if others else ''))
     check_digest(path)
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
             return {'state_dict': load_file(path)}
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for damaged files
         reason = str(error).split('\n')[0]
         if path.suffix != '.safetensors' and not zipfile.is_zipfile(path):
             reason = 'it is truncated or not a PyTorch file'
         raise UserError(f'checkpoint {path} cannot be read: {reason}. Use another one, such as an earlier '
                         f'checkpoint-N{SUFFIX}') from None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint or .safetensors file, on the CPU; a bare state dict comes as `state_dict`.
+
+    Raises UserError for a file that is missing, truncated or something else; see `load_plain`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        others = sorted(str(other) for other in path.parent.glob('*' + SUFFIX)) if path.parent.is_dir() else []
+        raise UserError(f'checkpoint {path} does not exist' + (f'; there are {", ".join(others)}' if others else ''))
+    content = load_plain(path)
     if not isinstance(content, dict):
         raise UserError(f'checkpoint {path} holds a {type(content).__name__}, not the weights of a model')
     if all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -264,48 +271,54 @@ def resume(
     number of processes, or of another batch size, keeps its place in the data. Raises UserError when nothing fits,
     and when the recipe is not that of the checkpoint, unless `allow_recipe_change`.
     """
-    place, rows = Place(epoch=recipe.start_epoch or 0), None
     path, content = _choose(recipe, checkpoints, device)
-    if path is not None:
-        source = describe(path, content)
-        if 'optimizer' not in content or 'epoch' not in content:
-            raise UserError(f'checkpoint {path} holds weights only; start from it with --initial-checkpoint')
-        if not (recipe.allow_recipe_change or recipe.no_resume_opt):
-            _check_recipe(recipe, content.get('args') or {}, source)
-        load_weights(training.model, content['state_dict'], source)
-        if training.ema is not None:
-            load_weights(training.ema.module, content.get('state_dict_ema') or content['state_dict'], source)
-        if not recipe.no_resume_opt:
-            try:
-                training.optimizer.load_state_dict(content['optimizer'])
-            except (ValueError, KeyError) as error:
-                raise UserError(f'the optimizer state in {path} does not fit --opt {recipe.opt} ({error}); '
-                                'resume the weights alone with --no-resume-opt') from error
-            if training.scaler.is_enabled() and 'amp_scaler' in content:
-                training.scaler.load_state_dict(content['amp_scaler'])
-        if path.parent.resolve() == checkpoints.folder.resolve():
-            device.on_primary(lambda: checkpoints.restore(path, content))
-        place = Place(**content.get('place') or dict(epoch=content['epoch'] + 1))
-        if recipe.start_epoch is not None:
-            place.start_epoch(recipe.start_epoch)
-        if 'summary' in content:
-            rows = [row for row in content['summary'] if int(row['epoch']) < place.epoch]
-        before, now = content.get('global_batch'), global_batch(recipe, device)
-        if device.is_primary:
-            print(f'resuming from {source}')
-            if before not in (None, now):
-                print(f'an update now takes {now} images instead of {before}; the place in the data is kept')
-        if before != now or recipe.start_epoch is not None:
-            place.update = round((place.epoch + place.images / num_images) * updates_per_epoch)
-    else:
-        place.update = place.epoch * updates_per_epoch
-    if training.schedule is not None and 'schedule' in content:
-        training.schedule.load_state_dict(content['schedule'])
-    elif training.schedule is not None:
-        if place.epoch:
-            training.schedule.step(place.epoch)
-        if place.update:
-            training.schedule.step_update(place.update)
+    if path is None:
+        epoch = recipe.start_epoch or 0
+        place = Place(epoch=epoch, update=epoch * updates_per_epoch)
+        _set_schedule(training, place, content)
+        return place, None
+    try:
+        return _restore(path, content, recipe, training, checkpoints, device, updates_per_epoch, num_images)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise UserError(f'{describe(path, content)} cannot be resumed, it may be of another program or version '
+                        f'({type(error).__name__}: {error})') from error
+
+
+def _restore(
+        path: Path, content: dict[str, Any], recipe: Recipe, training: Training, checkpoints: Checkpoints,
+        device: Device, updates_per_epoch: int, num_images: int) -> tuple[Place, list[dict[str, Any]] | None]:
+    source = describe(path, content)
+    if 'optimizer' not in content or 'epoch' not in content:
+        raise UserError(f'checkpoint {path} holds weights only; start from it with --initial-checkpoint')
+    if not (recipe.allow_recipe_change or recipe.no_resume_opt):
+        _check_recipe(recipe, content.get('args') or {}, source)
+    load_weights(training.model, content['state_dict'], source)
+    if training.ema is not None:
+        load_weights(training.ema.module, content.get('state_dict_ema') or content['state_dict'], source)
+    if not recipe.no_resume_opt:
+        try:
+            training.optimizer.load_state_dict(content['optimizer'])
+        except (ValueError, KeyError) as error:
+            raise UserError(f'the optimizer state in {path} does not fit --opt {recipe.opt} ({error}); '
+                            'resume the weights alone with --no-resume-opt') from error
+        if training.scaler.is_enabled() and 'amp_scaler' in content:
+            training.scaler.load_state_dict(content['amp_scaler'])
+
+    place = Place(**content.get('place') or dict(epoch=content['epoch'] + 1))
+    if recipe.start_epoch is not None:
+        place.start_epoch(recipe.start_epoch)
+    rows = [row for row in content['summary'] if int(row['epoch']) < place.epoch] if 'summary' in content else None
+    before, now = content.get('global_batch'), global_batch(recipe, device)
+    if before != now or recipe.start_epoch is not None:
+        place.update = round((place.epoch + place.images / num_images) * updates_per_epoch)
+    _set_schedule(training, place, content)
+    if path.parent.resolve() == checkpoints.folder.resolve():
+        device.on_primary(lambda: checkpoints.restore(path, content))
+    if device.is_primary:
+        print(f'resuming from {source}')
+        if before not in (None, now):
+            print(f'an update now takes {now} images instead of {before}; the place in the data is kept')
+
     processes = content.get('processes') or []
     if len(processes) == device.world_size:  # last, so that nothing draws random numbers between this and training
         own = processes[device.rank]
@@ -316,6 +329,18 @@ def resume(
                     value.copy_(own[name][key])
         restore_random_state(own['random_state'])
     return place, rows
+
+
+def _set_schedule(training: Training, place: Place, content: dict[str, Any]) -> None:
+    if training.schedule is None:
+        return
+    if 'schedule' in content:
+        training.schedule.load_state_dict(content['schedule'])
+        return
+    if place.epoch:
+        training.schedule.step(place.epoch)
+    if place.update:
+        training.schedule.step_update(place.update)
 
 
 def _choose(recipe: Recipe, checkpoints: Checkpoints, device: Device) -> tuple[Path | None, dict[str, Any]]:
