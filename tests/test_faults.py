@@ -274,6 +274,18 @@ def test_a_run_that_does_not_recover_stops_and_names_the_last_good_checkpoint(ru
     assert all(value.isfinite().all() for value in load(tmp_path / 'runs/a/last.pth.tar')['state_dict'].values())
 
 
+@pytest.mark.parametrize('amp', [[], ['--amp', '--amp-dtype', 'float16']], ids=['float32', 'float16'])
+def test_gradients_that_are_never_finite_stop_the_run(run, arguments, tmp_path, monkeypatch, amp):
+    genuine = train.train_updates
+
+    def spoiling(training, *rest):
+        training.model.fc.weight.register_hook(lambda gradient: gradient * math.inf)
+        return genuine(training, *rest)
+    monkeypatch.setattr(train, 'train_updates', spoiling)
+    result = run(*arguments, *amp, '--experiment', 'a', '--epochs', 10, '--max-nonfinite-steps', 2)
+    assert result.code == 2 and 'not finite in 3 updates in a row' in result.err
+
+
 def test_want_of_memory_gives_a_batch_size_to_try(run, arguments, monkeypatch):
     def forward(self, images):
         return torch.empty(1 << 60)

@@ -108,22 +108,28 @@ def train_updates(
 
         if recipe.clip_grad is not None:
             training.scaler.unscale_(training.optimizer)
-        if guard.is_finite():  # the loop's first host-device sync
+        made, hopeless = guard.is_finite(), False  # the loop's first host-device sync
+        if made:
             if recipe.clip_grad is not None:
                 parameters = model_parameters(training.model, exclude_head=recipe.clip_mode == 'agc')
                 dispatch_clip_grad(parameters, recipe.clip_grad, mode=recipe.clip_mode)
+            scale = training.scaler.get_scale()
             training.scaler.step(training.optimizer)
             training.scaler.update()
+            # float16's scaler leaves out updates too, as it must while it looks for its scale; below 1 there is none.
+            made = training.scaler.get_scale() >= scale
+            hopeless = not made and training.scaler.get_scale() < 1
             if training.ema is not None:
                 training.ema.update(training.model, step=place.update + 1)
-            place.skipped_in_a_row = 0
         else:
             guard.undo()
-            place.skipped, place.skipped_in_a_row = place.skipped + 1, place.skipped_in_a_row + 1
-            if place.skipped_in_a_row > recipe.max_nonfinite_steps:
-                raise NonFiniteError(
-                    f'the loss or a gradient was not finite in {place.skipped_in_a_row} updates in a row, in epoch '
-                    f'{place.epoch + 1}: lower the learning rate, warm up longer or clip gradients')
+            hopeless = True
+        place.skipped += not made
+        place.skipped_in_a_row = place.skipped_in_a_row + 1 if hopeless else 0
+        if place.skipped_in_a_row > recipe.max_nonfinite_steps:
+            raise NonFiniteError(
+                f'the loss or a gradient was not finite in {place.skipped_in_a_row} updates in a row, in epoch '
+                f'{place.epoch + 1}: lower the learning rate, warm up longer or clip gradients')
         training.optimizer.zero_grad()
         place.update += 1
         if training.schedule is not None:
