@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,26 @@ from torch.amp.grad_scaler import GradScaler
 from timm_rs.errors import UserError
 
 CONTROL_TIMEOUT = datetime.timedelta(minutes=15)
+
+SCHEME = 'again'
+
+
+def _starts_again() -> bool:
+    """Whether torchrun has started all processes of a run on one machine, maybe not for the first time."""
+    return 'TORCHELASTIC_RESTART_COUNT' in os.environ and os.environ['WORLD_SIZE'] == os.environ['LOCAL_WORLD_SIZE']
+
+
+def _meet_again(url: str, **options: Any) -> Iterator[Any]:
+    """torch's rendezvous, where the addresses of processes that have died are not those of their successors.
+
+    torchrun keeps its store when it starts processes again, and who looks early finds the old address. On several
+    machines their counts of restarts may differ; there, torch's rendezvous stays as it is.
+    """
+    for store, rank, world_size in torch.distributed.rendezvous('env://', **options):
+        yield torch.distributed.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store), rank, world_size
+
+
+torch.distributed.register_rendezvous_handler(SCHEME, _meet_again)
 
 
 class Device:
@@ -43,7 +63,7 @@ class Device:
         index = name.partition(':')[2]
         if index and (not index.isdigit() or int(index) >= torch.cuda.device_count()):
             raise UserError(f'there is no device {name}: torch sees {torch.cuda.device_count()} CUDA GPU(s)')
-        place = argparse.Namespace(device=name)
+        place = argparse.Namespace(device=name, dist_url=f'{SCHEME}://' if _starts_again() else None)
         self.torch_device = init_distributed_device(place)
         self.rank, self.world_size = place.rank, place.world_size
         self.is_primary = self.rank == 0
