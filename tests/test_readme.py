@@ -39,7 +39,8 @@ def test_options_in_readme_exist():
     shown = subprocess.run([sys.executable, ROOT / 'train.py', '--help'], capture_output=True, text=True, check=True)
     tools = [subprocess.run([sys.executable, tool, '--help'], capture_output=True, text=True, check=True).stdout
              for tool in (ROOT / 'tools').glob('*.py')]
-    known = set(re.findall(r'--[a-z][a-z-]+', shown.stdout + ''.join(tools))) | {'--nproc-per-node', '--max-restarts'}  # torchrun's
+    torchruns = {'--nproc-per-node', '--max-restarts'}
+    known = set(re.findall(r'--[a-z][a-z-]+', shown.stdout + ''.join(tools))) | torchruns
     assert set(re.findall(r'--[a-z][a-z-]+', README)) <= known
     assert 'examples:' in shown.stdout
 
