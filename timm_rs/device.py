@@ -12,6 +12,8 @@ import torch.distributed
 from timm.utils import init_distributed_device
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from timm_rs.errors import UserError
 
@@ -31,11 +33,11 @@ def _meet_again(url: str, **options: Any) -> Iterator[Any]:
     torchrun keeps its store when it starts processes again, and who looks early finds the old address. On several
     machines their counts of restarts may differ; there, torch's rendezvous stays as it is.
     """
-    for store, rank, world_size in torch.distributed.rendezvous('env://', **options):
-        yield torch.distributed.PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store), rank, world_size
+    for store, rank, world_size in rendezvous('env://', **options):
+        yield PrefixStore(os.environ['TORCHELASTIC_RESTART_COUNT'], store), rank, world_size
 
 
-torch.distributed.register_rendezvous_handler(SCHEME, _meet_again)
+register_rendezvous_handler(SCHEME, _meet_again)
 
 
 class Device:
