@@ -153,8 +153,10 @@ def test_more_bad_images_than_allowed_stop_with_list_and_remedy(tmp_path):
 
 
 def test_a_list_that_cannot_be_written_is_one_message(tmp_path):
-    with pytest.raises(UserError, match='no/bad_samples.csv cannot be written: No such file'):
-        BadSamples(tmp_path / 'no/bad_samples.csv', 10, resumed=False).add('a', 'b')
+    bad_samples = BadSamples(tmp_path / 'no/bad_samples.csv', 10, resumed=False)
+    (tmp_path / 'no').write_text('in the way')
+    with pytest.raises(UserError, match='no/bad_samples.csv cannot be written: File exists'):
+        bad_samples.add('a', 'b')
 
 
 def test_one_in_a_thousand_may_be_bad_and_ten_at_least():

@@ -263,7 +263,7 @@ def test_released_transforms_resume_where_they_stopped(run, image_folder, tmp_pa
     arguments = [*TINY, '--data-dir', image_folder, '--aa', AA, '--randaugment', 'tf', *TF, '--sched', 'none']
     assert run(*arguments, '--experiment', 'whole').code == 0
     assert run(*arguments, '--experiment', 'part', '--epochs', 1).code == 0
-    assert run(*arguments, '--experiment', 'part', '--resume', 'auto').code == 0
+    assert run(*arguments, '--experiment', 'part', '--resume', 'auto', '--allow-recipe-change').code == 0
     whole, part = (torch.load(tmp_path / f'runs/{name}/last.pth.tar', weights_only=True)['state_dict']
                    for name in ('whole', 'part'))
     assert all(torch.equal(whole[name], part[name]) for name in whole)

@@ -149,7 +149,7 @@ def test_bare_weights_take_the_recipe_beside_them(tiny_run, tmp_path):
 
 @pytest.mark.parametrize(('damage', 'message'), [
     (lambda run: [path.unlink() for path in run.glob('*.tar')], 'holds no model_best'),
-    (lambda run: (run / 'model_best.pth.tar').write_bytes(b'PK'), 'cannot be read'),
+    (lambda run: (run / 'model_best.pth.tar').write_bytes(b'PK'), 'is damaged: its SHA-256'),
     (lambda run: (run / 'model_best.eval.json').write_text('{'), 'is damaged'),
     (lambda run: (run / 'model_best.eval.json').write_text('[]'), 'is damaged'),
 ])

@@ -126,10 +126,11 @@ class BadSamples:
         """Put an image on the list; True when it was not there yet."""
         if name in self.reasons:
             return False
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed since
-        with self._user_error(), open(self.path, 'a', newline='', encoding='utf-8', errors='surrogateescape') as file:
-            writer = csv.writer(file, lineterminator='\n')
-            writer.writerows([COLUMNS, (name, reason)] if file.tell() == 0 else [(name, reason)])
+        with self._user_error():
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed since
+            with open(self.path, 'a', newline='', encoding='utf-8', errors='surrogateescape') as file:
+                writer = csv.writer(file, lineterminator='\n')
+                writer.writerows([COLUMNS, (name, reason)] if file.tell() == 0 else [(name, reason)])
         self.reasons[name] = reason
         return True
 
