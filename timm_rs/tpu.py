@@ -32,12 +32,12 @@ class Tpu:
         return self.topologies[num_chips]
 
     def chips_per_host(self, num_chips: int) -> int:
-        """Chips that a host of such a slice drives: four, but eight where one host of v5e or v6e has them all."""
-        return num_chips if num_chips < 4 or (num_chips == 8 and self.is_flat) else 4
+        """Chips that a host of such a slice drives: four, or all eight (or the only one) of v5e and v6e."""
+        return num_chips if num_chips in (1, 8) and self.has_one_core else 4
 
     @property
-    def is_flat(self) -> bool:
-        """Whether chips are wired in two dimensions, one core each: v5e and v6e, which also have 8-chip hosts."""
+    def has_one_core(self) -> bool:
+        """Whether a chip has one core: v5e and v6e, which also come as hosts of one and of eight chips."""
         return self.cores_per_type == 1
 
 

@@ -66,7 +66,7 @@ def trace_step(recipe: Recipe, device: XlaDevice) -> bytes:
     """
     recipe = dataclasses.replace(
         recipe, num_classes=recipe.num_classes or IMAGENET_CLASSES, grad_accum_steps=1, log_interval=sys.maxsize,
-        workers=0, aa=None)  # what happens on the host is not in the program
+        workers=0, aa=None, randaugment='timm')  # what happens on the host is not in the program
     model, data_config = build_model(recipe, device)
     samples = BlankSamples(4 * recipe.batch_size * device.num_devices)
     loader = create_train_loader(samples, recipe, data_config, model.num_classes, device)

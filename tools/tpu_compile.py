@@ -146,7 +146,8 @@ def in_words(row: dict[str, Any]) -> str:
                 'there: take a smaller --batch-size, --grad-checkpointing or another --tpu')
     if 'largest_batch' in row:
         text += f'\n  largest batch that fits: {row["largest_batch"]} per device'
-    return f'{row["batch_size"]} images on each of {row["devices"]} devices of {row["tpu"]}: {text}; compiled in {row["compile_s"]} s'
+    return (f'{row["batch_size"]} images on each of {row["devices"]} devices of {row["tpu"]}: {text}; '
+            f'compiled in {row["compile_s"]} s')
 
 
 def compare(rows: dict[str, dict[str, Any]]) -> str:
