@@ -2,8 +2,8 @@
 """Print the commands that train on Cloud TPUs: create, install, launch, watch, stop, resume. Nothing is executed.
 
 examples:
-  python tools/tpu_launch.py --tpu v5e --chips 8 --where vm --recipe train_recipes/rs50.yaml --data-dir gs://b/imagenet \\
-      --output gs://b/runs --name rs50 --zone us-west4-a --project P --repository https://github.com/me/timm_rs
+  python tools/tpu_launch.py --tpu v5e --chips 8 --where vm --recipe train_recipes/rs50.yaml --name rs50 \\
+      --data-dir gs://b/imagenet --output gs://b/runs --zone Z --project P --repository https://github.com/me/timm_rs
   python tools/tpu_launch.py --tpu v5e --chips 64 --where gke --cluster C …
 """
 
@@ -54,7 +54,7 @@ def create_launch(arguments: object) -> Launch:
     given = dict(vars(arguments))
     where, name = given['where'], given['name']
     if not re.fullmatch(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', name):
-        raise UserError(f'--name {name}: Google Cloud takes small letters, digits and hyphens, a letter first, up to 40')
+        raise UserError(f'--name {name}: Google Cloud takes up to 40 small letters, digits and hyphens, a letter first')
     if given['batch_size'] is not None and given['batch_size'] < 1:
         raise UserError(f'--batch-size must be at least 1, got {given["batch_size"]}')
     if where == 'gke' and not given['cluster']:
