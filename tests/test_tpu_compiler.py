@@ -180,7 +180,7 @@ def test_out_of_memory_is_an_answer(tmp_path):
     ('echo "ModuleNotFoundError: No module named \'jax\'" >&2; exit 1', r'has no TPU compiler \(ModuleNotFoundError'),
     ('kill -9 $$', 'killed by signal 9; it takes 3 to 10 GB of memory'),
     ('echo "first" >&2; echo "last" >&2; exit 3', 'the TPU compiler failed: last'),
-    ("""echo '{"error": "INVALID_ARGUMENT: no such op", "compile_s": 1}'""", 'cannot compile this step for v5e:1x1: INV'),
+    ("""echo '{"error": "INVALID: no such op", "compile_s": 1}'""", 'cannot compile this step for v5e:1x1: INVALID'),
 ])
 def test_failures_are_one_sentence(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):

@@ -40,7 +40,10 @@ class Launch:
         return self.num_chips // self.tpu.chips_per_host(self.num_chips)
 
     def check(self, where: str) -> None:
-        """Raise UserError for a slice that there is not, or one that `where` does not have."""
+        """Raise UserError for a slice that there is not, or one that `where` does not have, and wrong buckets."""
+        for path in (self.data_dir, self.output):
+            if _is_bucket(path):
+                _bucket(path)
         self.tpu.topology(self.num_chips)
         if self.num_chips < self.tpu.chips_per_host(self.num_chips):
             raise UserError(f'{self.tpu.name} comes with 4 chips or more: give --chips 4')
