@@ -108,6 +108,7 @@ def compile_row(recipe: Recipe, tpu: Tpu, arguments: Any, compiler: Compiler, de
 
     result = compile_step(recipe.batch_size)
     row = describe(result, tpu, recipe.batch_size)
+    row['largest_batch_guess'] = guess_largest_batch(result, tpu, recipe.batch_size)
     if arguments.largest_batch:
         row['largest_batch'] = find_largest_batch(compile_step, result, tpu, recipe.batch_size)
     where = provenance()
@@ -144,8 +145,9 @@ def in_words(row: dict[str, Any]) -> str:
     else:
         text = (f'out of memory, {row["temporaries_gib"]} GiB of temporaries are needed and {row["hbm_limit_gib"]} GiB '
                 'there: take a smaller --batch-size, --grad-checkpointing or another --tpu')
-    if 'largest_batch' in row:
-        text += f'\n  largest batch that fits: {row["largest_batch"]} per device'
+    text += '\n  largest batch that fits: ' + (
+        f'{row["largest_batch"]} per device' if 'largest_batch' in row else
+        f'about {row["largest_batch_guess"]} per device, if temporaries grow in proportion (--largest-batch finds out)')
     return (f'{row["batch_size"]} images on each of {row["devices"]} devices of {row["tpu"]}: {text}; '
             f'compiled in {row["compile_s"]} s')
 
