@@ -7,13 +7,17 @@ another libtpu.
 import dataclasses
 import gc
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import venv
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +60,29 @@ class BlankSamples(Samples):
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         return Image.new('RGB', (32, 32)), 0
+
+
+def trace(recipe: Recipe, num_devices: int) -> bytes:
+    """`trace_step` on torch_xla's CPU devices, in a process of its own: the compiler needs the memory that it takes.
+
+    Raises UserError as `trace_step` does, without torch_xla, and when memory does not suffice.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        try:
+            return pool.submit(_trace, recipe, num_devices).result()
+        except BrokenProcessPool:
+            raise UserError('the process that traces the step was killed; it takes some 15 bytes of memory per '
+                            'parameter and device: free some, or take fewer --chips') from None
+
+
+def _trace(recipe: Recipe, num_devices: int) -> bytes:
+    os.environ |= dict(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(num_devices), TF_CPP_MIN_LOG_LEVEL='2')
+    warnings.simplefilter('ignore')
+    device = XlaDevice()
+    try:
+        return trace_step(recipe, device)
+    finally:
+        device.close()
 
 
 def trace_step(recipe: Recipe, device: XlaDevice) -> bytes:

@@ -13,19 +13,17 @@ examples:
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm_rs.benchmark import append_rows, provenance
-from timm_rs.device import XlaDevice
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.progress import track
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, read_file, resolve
 from timm_rs.tpu import TPUS, Tpu, find_tpu
-from timm_rs.tpu_compiler import Compiler, describe, guess_largest_batch, largest_batch, trace_step
+from timm_rs.tpu_compiler import Compiler, describe, guess_largest_batch, largest_batch, trace
 
 KIND = 'TPU compiler, not a run'
 RECIPES = Path(__file__).parents[1] / 'train_recipes'
@@ -76,17 +74,12 @@ def run(arguments: Any) -> None:
     tpu.topology(arguments.chips)  # or a UserError
     compiler = Compiler(arguments.compiler_python, arguments.compiler_env)
     recipes = choose_recipes(arguments)
-    os.environ |= dict(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(arguments.chips * tpu.devices_per_chip))
-    device = XlaDevice()
     rows = {}
-    try:
-        for name, recipe in track(recipes.items(), 'compiling', total=len(recipes)):
-            rows[name] = compile_row(recipe, tpu, arguments, compiler, device)
-            print(f'{name}: {in_words(rows[name])}', flush=True)
-            if arguments.csv:
-                append_rows(arguments.csv, [dict(kind=KIND, name=name) | rows[name]])
-    finally:
-        device.close()
+    for name, recipe in track(recipes.items(), 'compiling', total=len(recipes)):
+        rows[name] = compile_row(recipe, tpu, arguments, compiler)
+        print(f'{name}: {in_words(rows[name])}', flush=True)
+        if arguments.csv:
+            append_rows(arguments.csv, [dict(kind=KIND, name=name) | rows[name]])
     if arguments.compare_table3:
         print(compare(rows))
 
@@ -100,10 +93,12 @@ def choose_recipes(arguments: Any) -> dict[str, Recipe]:
             for name, row in TABLE3.items()}
 
 
-def compile_row(recipe: Recipe, tpu: Tpu, arguments: Any, compiler: Compiler, device: XlaDevice) -> dict[str, Any]:
+def compile_row(recipe: Recipe, tpu: Tpu, arguments: Any, compiler: Compiler) -> dict[str, Any]:
     """A row of results for `recipe`."""
+    num_devices = arguments.chips * tpu.devices_per_chip
+
     def compile_step(batch_size: int) -> dict[str, Any]:
-        program = trace_step(dataclasses.replace(recipe, batch_size=batch_size), device)
+        program = trace(dataclasses.replace(recipe, batch_size=batch_size), num_devices)
         return compiler.compile(program, tpu, arguments.chips)
 
     result = compile_step(recipe.batch_size)
@@ -116,7 +111,7 @@ def compile_row(recipe: Recipe, tpu: Tpu, arguments: Any, compiler: Compiler, de
     return dict(
         model=recipe.model, img_size=recipe.img_size, batch_size=recipe.batch_size,
         precision=recipe.amp_dtype if recipe.amp else 'float32', tpu=tpu.name, chips=arguments.chips,
-        devices=device.num_devices, **row, **where)
+        devices=num_devices, **row, **where)
 
 
 def find_largest_batch(
