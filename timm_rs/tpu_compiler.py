@@ -71,7 +71,7 @@ def trace(recipe: Recipe, num_devices: int) -> bytes:
         try:
             return pool.submit(_trace, recipe, num_devices).result()
         except BrokenProcessPool:
-            raise UserError('the process that traces the step was killed; it takes some 15 bytes of memory per '
+            raise UserError('the process that traces the step was killed; it takes some 30 bytes of memory per '
                             'parameter and device: free some, or take fewer --chips') from None
 
 

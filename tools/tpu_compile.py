@@ -13,6 +13,7 @@ examples:
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -72,6 +73,8 @@ def run(arguments: Any) -> None:
         raise UserError(f'--tpu is missing: it takes {", ".join(TPUS)}')
     tpu = find_tpu(arguments.tpu or 'v3')
     tpu.topology(arguments.chips)  # or a UserError
+    if arguments.csv:
+        check_writable(arguments.csv)
     compiler = Compiler(arguments.compiler_python, arguments.compiler_env)
     recipes = choose_recipes(arguments)
     rows = {}
@@ -82,6 +85,13 @@ def run(arguments: Any) -> None:
             append_rows(arguments.csv, [dict(kind=KIND, name=name) | rows[name]])
     if arguments.compare_table3:
         print(compare(rows))
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError now rather than after minutes of compilation."""
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not nearest.is_dir() or not os.access(path if path.exists() else nearest, os.W_OK):
+        raise UserError(f'--csv {path} cannot be written: give a file in a folder that is yours')
 
 
 def choose_recipes(arguments: Any) -> dict[str, Recipe]:
