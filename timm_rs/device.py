@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -255,6 +254,7 @@ class XlaDevice(Device):
 
     def __init__(self, compile_cache: str = ''):
         """Claim the chips. Raises UserError without torch_xla, without chips, and under torchrun."""
+        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # else each compilation warns of its partitioner's age
         try:
             import torch_xla
             import torch_xla.core.xla_model
@@ -287,8 +287,7 @@ class XlaDevice(Device):
             runtime.initialize_cache(os.path.join(compile_cache, str(self.rank)))
         self.torch_device = torch_xla.device()
         self.mesh = spmd.Mesh(np.arange(num_devices), (num_devices,), ('data',))
-        self._reporter = ThreadPoolExecutor(1)
-        self._report: Future[None] | None = None
+        self._reports: list[tuple[int, Callable[[], None]]] = []  # and after how many steps more
         torch.utils.checkpoint.checkpoint = self._checkpoint
 
     @staticmethod
@@ -348,16 +347,18 @@ class XlaDevice(Device):
 
     def end_step(self) -> None:
         self._xla.sync()
+        self._reports = [(steps - 1, report) for steps, report in self._reports]
+        while self._reports and self._reports[0][0] <= 0:
+            self._reports.pop(0)[1]()
 
     def defer(self, report: Callable[..., None], *tensors: torch.Tensor) -> None:
-        self.flush()  # one report at a time: what is far behind is of no use
-        self._report = self._reporter.submit(
-            lambda: report(*(self.to_cpu(tensor).tolist() for tensor in tensors)))
+        # Two steps later its numbers are there, and the device has work while the host reads them. torch_xla's own
+        # way, a thread, reads at once, and crashed in some runs.
+        self._reports.append((2, lambda: report(*(self.to_cpu(tensor).tolist() for tensor in tensors))))
 
     def flush(self) -> None:
-        report, self._report = self._report, None
-        if report is not None:
-            report.result()
+        while self._reports:
+            self._reports.pop(0)[1]()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor  # of all chips and hosts already
@@ -372,7 +373,3 @@ class XlaDevice(Device):
                 f'{metric("ExecuteTime")[0]} executions, {metric("TransferToDeviceTime")[0]} transfers to the device, '
                 f'{metric("TransferFromDeviceTime")[0]} from it, operations on the host: {fallbacks or "none"}\n'
                 + self._metrics.metrics_report())
-
-    def close(self) -> None:
-        self._reporter.shutdown()
-        super().close()
