@@ -76,7 +76,7 @@ def trace(recipe: Recipe, num_devices: int) -> bytes:
 
 
 def _trace(recipe: Recipe, num_devices: int) -> bytes:
-    os.environ |= dict(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(num_devices), TF_CPP_MIN_LOG_LEVEL='2')
+    os.environ |= dict(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(num_devices))
     warnings.simplefilter('ignore')
     device = XlaDevice()
     try:
