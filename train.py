@@ -30,7 +30,7 @@ from timm_rs.data.bad_samples import BadSamples, default_limit
 from timm_rs.data.class_names import write_class_names
 from timm_rs.data.datasets import class_to_index, create_datasets, write_digits
 from timm_rs.data.loader import create_eval_loader, create_train_loader
-from timm_rs.device import Device
+from timm_rs.device import Device, create_device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve, to_yaml
 from timm_rs.training.build import build_model, compile_and_distribute
@@ -47,8 +47,6 @@ from timm_rs.training.checkpoint import (
 from timm_rs.training.ema import create_ema
 from timm_rs.training.engine import (
     NonFiniteError,
-    Place,
-    Training,
     amp_dtype,
     create_loss,
     evaluate,
@@ -59,6 +57,7 @@ from timm_rs.training.faults import explain
 from timm_rs.training.interruption import Interruption, Stopped
 from timm_rs.training.runlog import Progress, Summary, prepare_folder
 from timm_rs.training.schedule import create_optimizer, create_schedule
+from timm_rs.training.state import Place, Training
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,7 +74,9 @@ def main(argv: list[str] | None = None) -> None:
 
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and recipe.experiment and not recipe.resume:
         recipe = dataclasses.replace(recipe, resume='auto')  # torchrun has started the processes of this run again
-    device = Device(recipe.device, fall_back=sources['device'] == 'default', deterministic=recipe.deterministic)
+    device = create_device(
+        recipe.device, fall_back=sources['device'] == 'default', deterministic=recipe.deterministic,
+        compile_cache=recipe.compile_cache)
     if device.fell_back:
         say(device, 'no CUDA GPU here: training on the CPU')
     random_seed(recipe.seed, device.rank)
@@ -84,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
             run_evaluation(Path(arguments.eval), recipe, device)
         else:
             run_training(recipe, device)
+        if recipe.show_xla_metrics:
+            say(device, device.metrics())
     finally:
         device.close()
 
@@ -96,14 +99,14 @@ def run_training(recipe: Recipe, device: Device) -> None:
     if validation_set is not None:
         eval_loader = create_eval_loader(validation_set, recipe, data_config, model.num_classes, device)
 
-    optimizer = create_optimizer(model, recipe, device.world_size)
+    optimizer = create_optimizer(model, recipe, device.num_devices)
     num_updates = updates_per_epoch(len(train_loader), recipe)
     schedule, num_epochs = create_schedule(optimizer, recipe, num_updates)
     # The average comes after wrapping, which gives every process the primary's initial weights.
     training = Training(
         model=model, wrapped=compile_and_distribute(model, recipe, device), optimizer=optimizer, schedule=schedule,
         loss=create_loss(recipe).to(device.torch_device), scaler=device.grad_scaler(amp_dtype(recipe)),
-        ema=create_ema(model, recipe), unreported=torch.zeros(2, device=device.torch_device))
+        ema=create_ema(model, recipe, device), unreported=device.put(torch.zeros(3)))
 
     folder = device.on_primary(lambda: prepare_folder(recipe, data_config))
     metric_name = f'eval_{recipe.eval_metric}' if eval_loader is not None else 'train_loss'
@@ -112,6 +115,7 @@ def run_training(recipe: Recipe, device: Device) -> None:
     if place.images and not train_loader.is_exact:
         place.start_epoch(place.epoch)
         say(device, f'timm\'s loader cannot go on within an epoch: epoch {place.epoch + 1} begins anew')
+    device.prepare(model, optimizer, training.ema and training.ema.module)
     summary = Summary(folder / 'summary.csv', rows, place.epoch)
     bad_samples = BadSamples(
         folder / 'bad_samples.csv', default_limit(len(train_set)) if recipe.max_bad_samples is None else
@@ -123,7 +127,7 @@ def run_training(recipe: Recipe, device: Device) -> None:
         summary.write()
     say(device, f'{recipe.model}: {count_parameters(model):.2f} M parameters, {data_config["input_size"][-1]} px, '
         f'{model.num_classes} classes, {len(train_set)} training images; lr {optimizer.defaults["lr"]:.4g}; '
-        f'{device.world_size} x {device.torch_device}; '
+        f'{device.num_devices} x {device.torch_device}; '
         + (f'epochs {place.epoch + 1} to {num_epochs}' if place.epoch < num_epochs else 'nothing left to train')
         + f'\neverything is written to {folder}')
 
@@ -277,7 +281,7 @@ def describe_epoch(row: dict[str, Any], num_epochs: int, seconds: float) -> str:
 
 def share_batch_norm(training: Training, recipe: Recipe, device: Device, place: Place) -> None:
     """Give all processes the same batch-norm statistics: the mean over them, or the primary's (`dist_bn`)."""
-    if device.is_distributed and recipe.dist_bn and not place.is_bn_shared:
+    if device.keeps_replicas and recipe.dist_bn and not place.is_bn_shared:
         for model in filter(None, (training.model, training.ema and training.ema.module)):
             distribute_bn(model, device.world_size, recipe.dist_bn == 'reduce')
         place.is_bn_shared = True

@@ -1,14 +1,19 @@
-"""The seam between the loop and the hardware: CPU or CUDA, one process or many under torchrun."""
+"""The seam between the loop and the hardware: CPU, CUDA or XLA, one process or many.
+
+The only file that knows torch_xla. `create_device` chooses.
+"""
 
 import argparse
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
+import torch.utils.checkpoint
 from timm.utils import init_distributed_device
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
@@ -18,6 +23,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from timm_rs.errors import UserError
 
 CONTROL_TIMEOUT = datetime.timedelta(minutes=15)
+CONTROL_PORT = 8479  # where the hosts of a TPU slice meet; free on TPU VMs
 
 SCHEME = 'again'
 
@@ -40,23 +46,38 @@ def _meet_again(url: str, **options: Any) -> Iterator[Any]:
 register_rendezvous_handler(SCHEME, _meet_again)
 
 
+def create_device(
+        name: str = 'cuda', fall_back: bool = False, deterministic: bool = False, compile_cache: str = ''
+) -> 'Device':
+    """The device called `name`: 'cpu', 'cuda', 'cuda:1', 'xla', or 'tpu' (with torch_tpu).
+
+    `fall_back` lets 'cuda' become 'cpu' on a machine without a GPU; `deterministic` has every operation give the same
+    bits each time, which costs speed on GPUs; `compile_cache` is a folder for what XLA has compiled. Raises UserError
+    for a device that is unknown or not there.
+    """
+    if name == 'xla':
+        return XlaDevice(compile_cache)
+    return Device(name, fall_back, deterministic)
+
+
 class Device:
     """Where tensors live and who else is training: the only thing that knows about processes and back-ends.
 
     Attributes: `torch_device`; `rank`, `world_size` (1 without torchrun); `is_primary` for the process that
-    writes files and prints.
+    writes files and prints; `num_local_devices` that this process feeds; `is_lazy` where operations are collected
+    into graphs, to be compiled and run at `end_step`.
     """
 
-    def __init__(self, name: str = 'cuda', fall_back: bool = False, deterministic: bool = False):
-        """Claim the device `name` ('cpu', 'cuda', 'cuda:1') and, under torchrun, join the process group.
+    is_lazy = False
+    num_local_devices = 1
 
-        `fall_back` lets 'cuda' become 'cpu' on a machine without a GPU; `deterministic` has every operation give the
-        same bits each time, which costs speed on GPUs. Raises UserError for a device that is
-        unknown or not there.
-        """
+    def __init__(self, name: str = 'cuda', fall_back: bool = False, deterministic: bool = False):
+        """Claim the device `name` and, under torchrun, join the process group; see `create_device`."""
         kind = name.partition(':')[0]
-        if kind not in ('cpu', 'cuda'):
-            raise UserError(f'unknown device {name}: use cpu, cuda or cuda:N')
+        if kind not in ('cpu', 'cuda', 'tpu'):
+            raise UserError(f'unknown device {name}: use cpu, cuda, cuda:N or xla (tpu with torch_tpu)')
+        if kind == 'tpu':
+            _require_torch_tpu()
         self.fell_back = kind == 'cuda' and not torch.cuda.is_available()
         if self.fell_back:
             if not fall_back:
@@ -65,7 +86,9 @@ class Device:
         index = name.partition(':')[2]
         if index and (not index.isdigit() or int(index) >= torch.cuda.device_count()):
             raise UserError(f'there is no device {name}: torch sees {torch.cuda.device_count()} CUDA GPU(s)')
-        place = argparse.Namespace(device=name, dist_url=f'{SCHEME}://' if _starts_again() else None)
+        place = argparse.Namespace(
+            device=name, dist_url=f'{SCHEME}://' if _starts_again() else None,
+            dist_backend='tpu' if kind == 'tpu' else None)
         self.torch_device = init_distributed_device(place)
         self.rank, self.world_size = place.rank, place.world_size
         self.is_primary = self.rank == 0
@@ -82,7 +105,64 @@ class Device:
 
     @property
     def is_distributed(self) -> bool:
+        """Whether there are several processes."""
         return torch.distributed.is_initialized()
+
+    @property
+    def keeps_replicas(self) -> bool:
+        """Whether there are several processes, each with a copy of the model whose batch norm goes its own way."""
+        return self.is_distributed
+
+    @property
+    def num_devices(self) -> int:
+        """Of all processes together."""
+        return self.world_size * self.num_local_devices
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` of the host on the device, whole."""
+        return tensor.to(self.torch_device)
+
+    def split(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` of the host on the device, its first dimension divided among the devices of this process."""
+        return self.put(tensor)
+
+    def number(self, value: float) -> Any:
+        """`value` in a form that may differ from step to step at no cost."""
+        return value
+
+    def to_cpu(self, tensors: Any) -> Any:
+        """Tensors, or lists and dicts with tensors, that the host can read: a host-device sync."""
+        return tensors
+
+    def num_images(self, images: torch.Tensor) -> int:
+        """Images in the batches of all processes, of which `images` (N, ...) is ours."""
+        return len(images) * self.world_size
+
+    def in_layout(self, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
+        """`images` (N, C, H, W) in the memory layout of the model."""
+        return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    def seed_batch(self, *place: int) -> None:
+        """Where the device draws its own random numbers, make them those of the batch at `place` of the run."""
+
+    def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients over processes, for set-ups where neither DDP nor a partitioner of graphs has done it."""
+
+    def before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """What the optimizer needs to hear before each update."""
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
+        """What the weights and what belongs to them need once, before the first update and after any resume."""
+
+    def end_step(self) -> None:
+        """Run what has been collected."""
+
+    def flush(self) -> None:
+        """Wait for deferred reports."""
+
+    def metrics(self) -> str:
+        """What XLA counted in this process; empty elsewhere."""
+        return ''
 
     def autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision in `dtype`, or nothing when it is None."""
@@ -100,7 +180,10 @@ class Device:
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=broadcast_buffers)
 
     def defer(self, report: Callable[..., None], *tensors: torch.Tensor) -> None:
-        """Call `report` with the tensors as numbers, summed over processes: the loop's only host-device sync."""
+        """Call `report` with the tensors as numbers, summed over processes: a host-device sync, maybe later.
+
+        Between `end_step` and what changes the tensors again.
+        """
         report(*(self.sum(tensor).tolist() for tensor in tensors))
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -145,3 +228,148 @@ class Device:
     def close(self) -> None:
         if self.is_distributed:
             torch.distributed.destroy_process_group()
+
+
+def _require_torch_tpu() -> None:
+    """torch_tpu's devices behave as CUDA's do, one process per chip under torchrun. Not run: no TPU was at hand."""
+    try:
+        import torch_tpu  # type: ignore[import-not-found]  # noqa: F401  (registers the device)
+    except ImportError:
+        raise UserError('device tpu needs torch_tpu and torch 2.11 or newer: pip install torch_tpu; with torch_xla it '
+                        'is --device xla') from None
+    if not torch.accelerator.is_available():
+        raise UserError('device tpu was asked for but torch_tpu finds no TPU on this machine')
+
+
+class XlaDevice(Device):
+    """All chips of a host through torch_xla, from one process: graphs partitioned over them (SPMD, data parallel).
+
+    Operations are collected until `end_step`, which compiles what it has not seen before. Tensors, shapes and the
+    Python numbers that make a graph must not change from step to step; what changes has to be data. PJRT_DEVICE says
+    which kind of chips (TPU, CPU).
+    """
+
+    is_lazy = True
+    fell_back = False
+
+    def __init__(self, compile_cache: str = ''):
+        """Claim the chips. Raises UserError without torch_xla, without chips, and under torchrun."""
+        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # else each compilation warns of its partitioner's age
+        try:
+            import torch_xla
+            import torch_xla.core.xla_model
+            import torch_xla.debug.metrics
+            import torch_xla.distributed.spmd as spmd
+            import torch_xla.runtime as runtime
+        except ImportError as error:
+            raise UserError('device xla needs torch_xla, which needs torch 2.9: pip install "torch==2.9.0" '
+                            f'"torch_xla[tpu]==2.9.0" ({error})') from None
+        self._xla, self._model, self._metrics = torch_xla, torch_xla.core.xla_model, torch_xla.debug.metrics
+        self._spmd = spmd
+        runtime.use_spmd()
+        try:
+            num_devices = runtime.global_runtime_device_count()
+        except RuntimeError as error:
+            raise UserError(f'torch_xla finds no {os.environ.get("PJRT_DEVICE", "device")}: '
+                            f'{str(error).splitlines()[0]}; set PJRT_DEVICE to TPU or CPU') from None
+        self.rank, self.world_size = runtime.process_index(), runtime.process_count()
+        self.num_local_devices = runtime.addressable_runtime_device_count()
+        self.is_primary = self.rank == 0
+        if int(os.environ.get('WORLD_SIZE', self.world_size)) != self.world_size:
+            raise UserError('with device xla one process drives all chips of a host, and finds the other hosts by '
+                            'itself: start python train.py on each, without torchrun')
+        self.control = None
+        if self.world_size > 1:
+            torch.distributed.init_process_group(
+                'gloo', init_method=f'tcp://{runtime.get_master_ip()}:{CONTROL_PORT}', rank=self.rank,
+                world_size=self.world_size, timeout=CONTROL_TIMEOUT)
+        if compile_cache:
+            runtime.initialize_cache(os.path.join(compile_cache, str(self.rank)))
+        self.torch_device = torch_xla.device()
+        self.mesh = spmd.Mesh(np.arange(num_devices), (num_devices,), ('data',))
+        self._reports: list[tuple[int, Callable[[], None]]] = []  # and after how many steps more
+        torch.utils.checkpoint.checkpoint = self._checkpoint
+
+    @staticmethod
+    def _checkpoint(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """torch's gradient checkpointing knows no XLA, and XLA would merge the recomputation with the original."""
+        from torch_xla.utils.checkpoint import checkpoint
+        return checkpoint(function, *arguments, **options | dict(use_reentrant=True))
+
+    @property
+    def keeps_replicas(self) -> bool:
+        return False  # one model, replicated by the partitioner
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._send(tensor, (None,) * tensor.dim())
+
+    def split(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._send(tensor, ('data',) + (None,) * (tensor.dim() - 1))
+
+    def _send(self, tensor: torch.Tensor, axes: tuple[str | None, ...]) -> torch.Tensor:
+        spec = self._spmd.ShardingSpec(self.mesh, axes, minibatch=self.world_size > 1 and 'data' in axes)
+        return self._model.send_cpu_data_to_device([tensor], self.torch_device, spec)[0]  # type: ignore[index]
+
+    def number(self, value: float) -> torch.Tensor:
+        # Python numbers are parameters of the graph too, but for 0, 1 and -1 and where two are equal.
+        return self.put(torch.tensor([value], dtype=torch.float32))
+
+    def to_cpu(self, tensors: Any) -> Any:
+        return self._model._maybe_convert_to_cpu(tensors)  # all in one transfer
+
+    def num_images(self, images: torch.Tensor) -> int:
+        return len(images)  # the parts of all hosts are one tensor
+
+    def in_layout(self, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
+        return images  # XLA chooses layouts itself
+
+    def seed_batch(self, *place: int) -> None:
+        self._model.set_rng_state(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+    def before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep learning rates off 0 and 1, which would be constants of another graph."""
+        for group in optimizer.param_groups:
+            group['lr'] = {0.0: 1e-12, 1.0: 1.0 - 1e-7}.get(group['lr'], group['lr'])
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
+        """Let the first update find what all others find: momentum, and every tensor placed and a buffer of its own."""
+        if isinstance(optimizer, torch.optim.SGD):
+            for group in optimizer.param_groups:
+                for parameter in group['params']:
+                    if group['momentum'] and not group['dampening'] and not optimizer.state[parameter]:
+                        optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+        self.end_step()
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        modules = [model, *([average] if average is not None else [])]
+        for tensor in [*state, *(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))]:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == 'xla':
+                tensor.data = self.put(self.to_cpu(tensor.detach()))
+
+    def end_step(self) -> None:
+        self._xla.sync()
+        self._reports = [(steps - 1, report) for steps, report in self._reports]
+        while self._reports and self._reports[0][0] <= 0:
+            self._reports.pop(0)[1]()
+
+    def defer(self, report: Callable[..., None], *tensors: torch.Tensor) -> None:
+        # Two steps later its numbers are there, and the device has work while the host reads them. torch_xla's own
+        # way, a thread, reads at once, and crashed in some runs.
+        self._reports.append((2, lambda: report(*(self.to_cpu(tensor).tolist() for tensor in tensors))))
+
+    def flush(self) -> None:
+        while self._reports:
+            self._reports.pop(0)[1]()
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor  # of all chips and hosts already
+
+    def metrics(self) -> str:
+        def metric(name: str) -> tuple[int, float]:
+            count, total, _ = self._metrics.metric_data(name) or (0, 0.0, None)
+            return count, total / 1e9
+        fallbacks = {name: self._metrics.counter_value(name) for name in self._metrics.counter_names()
+                     if name.startswith('aten::')}
+        return (f'XLA: {metric("CompileTime")[0]} graphs compiled in {metric("CompileTime")[1]:.1f} s, '
+                f'{metric("ExecuteTime")[0]} executions, {metric("TransferToDeviceTime")[0]} transfers to the device, '
+                f'{metric("TransferFromDeviceTime")[0]} from it, operations on the host: {fallbacks or "none"}\n'
+                + self._metrics.metrics_report())

@@ -82,7 +82,7 @@ class Recipe:
     mean: list[float] | None = knob(None, 'mean for normalisation, per channel in 0..1')
     std: list[float] | None = knob(None, 'standard deviation for normalisation, per channel in 0..1')
     interpolation: str = knob('', 'resize filter for evaluation; when empty, the model\'s own')
-    batch_size: int = knob(128, 'images per process and step', low=1, flags=('-b',))
+    batch_size: int = knob(128, 'images per device and step', low=1, flags=('-b',))
     validation_batch_size: int | None = knob(None, 'images per evaluation batch', low=1, flags=('-vb',))
     channels_last: bool = knob(False, 'NHWC memory layout')
     grad_accum_steps: int = knob(1, 'batches per optimizer update', low=1)
@@ -94,7 +94,8 @@ class Recipe:
     torchcompile: str | None = knob(None, 'compile the model with this torch.compile backend, e.g. inductor')
     torchcompile_mode: str | None = knob(None, 'torch.compile mode')
 
-    device: str = knob('cuda', 'cuda or cpu; the default falls back to the CPU when there is no GPU', section='Device')
+    device: str = knob(
+        'cuda', 'cuda, cpu or xla; the default falls back to the CPU when there is no GPU', section='Device')
     amp: bool = knob(False, 'mixed precision by autocast')
     amp_dtype: str = knob('float16', 'low-precision type of --amp', choices=('float16', 'bfloat16'))
     no_ddp_bb: bool = knob(False, 'do not broadcast batch-norm buffers between processes at each step')
@@ -217,6 +218,11 @@ class Recipe:
         10, 'stop after so many updates in a row that are left out for a loss or gradient that is not finite', low=0,
         block=True)
     allow_recipe_change: bool = knob(False, 'resume although the recipe is not that of the checkpoint', block=True)
+    bn_group_size: int | None = knob(
+        None, 'images that share batch-norm statistics, 0 for all of the batch; when unset, those of a device',
+        low=0, block=True)
+    compile_cache: str = knob('', 'folder that keeps what XLA has compiled for the next start', block=True)
+    show_xla_metrics: bool = knob(False, 'print what XLA compiled, ran and transferred at the end', block=True)
     deterministic: bool = knob(False, 'the same bits each time, on GPUs too, at some cost of speed', block=True)
     randaugment: str = knob(
         'timm', 'whose RandAugment: timm\'s, or the authors\' TensorFlow release\'s with the m and n of aa',

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_rs.data.bad_samples import READ_ERRORS, Problem, unlisted, why_unreadable
 from timm_rs.data.decode import BadImage
+from timm_rs.data.masks import MaskedErasing, MaskedMixup
 from timm_rs.data.sampler import PADDING, EvalBatches, Ticket, TrainBatches
 from timm_rs.data.samples import Samples
 from timm_rs.data.timm_loader import TimmLoader, create_timm_eval_loader, create_timm_train_loader
@@ -83,8 +84,9 @@ class Loader:
     is_exact = True  # the same batches again and in every process as many, from any image of an epoch on
 
     def __init__(self, dataset: TransformedSamples, batches: TrainBatches | EvalBatches, data_config: dict[str, Any],
-                 num_workers: int, device: Device, erase: RandomErasing | None = None, mix: Mixup | None = None):
-        self.batches, self.erase, self.mix = batches, erase, mix
+                 num_workers: int, device: Device, erase: RandomErasing | MaskedErasing | None = None,
+                 mix: Mixup | MaskedMixup | None = None):
+        self.batches, self.device, self.erase, self.mix = batches, device, erase, mix
         self.problems: list[Problem] = []
         self.loader = DataLoader(
             dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,  # type: ignore[arg-type]
@@ -94,20 +96,33 @@ class Loader:
             generator=torch.Generator())
         channels = data_config['input_size'][0]
         self.prefetch = PrefetchLoader(
-            (), data_config['mean'], data_config['std'], channels, device.torch_device)
+            (), data_config['mean'], data_config['std'], channels,
+            torch.device('cpu') if device.is_lazy else device.torch_device)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        self.prefetch.loader = self.host_batches()
-        for images, targets in self.prefetch:
+        for images, targets in self._normalized():
             # Not ahead of time: what is random here comes from the generators that a checkpoint keeps.
             if self.erase is not None:
                 images = self.erase(images)
             if self.mix is not None:
                 images, targets = self.mix(images, targets)
             yield images, targets
+
+    def _normalized(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if not self.device.is_lazy:
+            self.prefetch.loader = self.host_batches()
+            yield from self.prefetch
+            return
+        # timm's prefetching would make the next batch's arithmetic part of this step's graph.
+        mean, std = self.device.put(self.prefetch.mean), self.device.put(self.prefetch.std)
+        for number, (images, targets) in enumerate(self.host_batches()):
+            if isinstance(self.batches, TrainBatches):
+                self.device.seed_batch(*self.batches.place(number))
+            images, targets = self.device.split(images.permute(0, 2, 3, 1)), self.device.split(targets)
+            yield images.permute(0, 3, 1, 2).float().sub(mean).div(std), targets
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Give the epoch numbered `epoch` next, without its first `start` images (of all processes together)."""
@@ -147,7 +162,7 @@ def create_train_loader(
     Raises UserError for augmentation settings that timm cannot read or the release does not have, and for a
     dataset smaller than one batch.
     """
-    mixing = None
+    mixing: dict[str, Any] | None = None
     if recipe.mixes_images:
         if recipe.batch_size % 2:
             raise UserError(f'mixup and cutmix need an even batch_size, got {recipe.batch_size}')
@@ -158,18 +173,23 @@ def create_train_loader(
     if recipe.aug_repeats and not device.is_distributed:
         raise UserError('aug_repeats works with several processes only; start with torchrun or drop it')
     label_check, workers = LabelCheck(num_classes), num_workers(recipe)
-    if recipe.loader == 'timm' or not isinstance(dataset, Samples):
+    if _takes_timm_loader(dataset, recipe, device):
         return create_timm_train_loader(dataset, recipe, data_config, mixing, label_check, workers, device)
-    erase = None
+    erase: RandomErasing | MaskedErasing | None = None
     if recipe.reprob:
-        erase = RandomErasing(
-            recipe.reprob, mode=recipe.remode, max_count=recipe.recount, device=device.torch_device)
+        settings: dict[str, Any] = dict(probability=recipe.reprob, mode=recipe.remode, max_count=recipe.recount)
+        erase = MaskedErasing(device, **settings) if device.is_lazy else RandomErasing(
+            **settings, device=device.torch_device)
+    mix: Mixup | MaskedMixup | None = None
+    if mixing:
+        mix = MaskedMixup(device, **mixing) if device.is_lazy else Mixup(**mixing)
     channels, *size = data_config['input_size']
     loader = Loader(
         TransformedSamples(dataset, create_transform(recipe, data_config, is_training=True), (*size, channels),
                            label_check, replace=True),
-        TrainBatches(dataset, recipe.batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats),
-        data_config, workers, device, erase, mixing and Mixup(**mixing))
+        TrainBatches(dataset, recipe.batch_size * device.num_local_devices, recipe.seed, device.rank,
+                     device.world_size, recipe.aug_repeats),
+        data_config, workers, device, erase, mix)
     if device.is_primary:
         loader.problems = unlisted(dataset)
     return loader
@@ -184,14 +204,23 @@ def create_eval_loader(
     does not have.
     """
     label_check, workers = LabelCheck(num_classes), num_workers(recipe)
-    if recipe.loader == 'timm' or not isinstance(dataset, Samples):
+    if _takes_timm_loader(dataset, recipe, device):
         return create_timm_eval_loader(dataset, recipe, data_config, label_check, workers, device)
     channels, *size = data_config['input_size']
     return Loader(
         TransformedSamples(dataset, create_transform(recipe, data_config, is_training=False), (*size, channels),
                            label_check, replace=False),
-        EvalBatches(len(dataset), recipe.validation_batch_size or recipe.batch_size, device.rank, device.world_size),
+        EvalBatches(len(dataset), (recipe.validation_batch_size or recipe.batch_size) * device.num_local_devices,
+                    device.rank, device.world_size, full_batches=device.is_lazy),
         data_config, workers, device)
+
+
+def _takes_timm_loader(dataset: Any, recipe: Recipe, device: Device) -> bool:
+    is_timms = recipe.loader == 'timm' or not isinstance(dataset, Samples)
+    if is_timms and device.is_lazy:
+        raise UserError('device xla needs batches of one shape, as only the loader "fast" has them: leave out --loader '
+                        'timm, and pack streamed data as shards (tools/pack_dataset.py)')
+    return is_timms
 
 
 def num_workers(recipe: Recipe) -> int:

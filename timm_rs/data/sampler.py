@@ -43,8 +43,17 @@ class TrainBatches:
         """Draw the epoch numbered `epoch` next, without its first `start` images (of all processes together)."""
         self.epoch, self.start = epoch, start
 
+    @property
+    def step(self) -> int:
+        """Images in the batches of all processes together."""
+        return self.batch_size * self.world_size
+
+    def place(self, number: int) -> tuple[int, int, int]:
+        """Seed, epoch, and the image at which batch `number`, counted from the start given, begins."""
+        return self.seed, self.epoch, self.start + number * self.step
+
     def __len__(self) -> int:
-        return (len(self.samples) - self.start) // (self.batch_size * self.world_size)
+        return (len(self.samples) - self.start) // self.step
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -52,17 +61,23 @@ class TrainBatches:
         if self.repeats > 1:
             order = order[(np.arange(len(order)) / self.repeats).astype(int)]
         seeds = rng.integers(2**63, size=len(order))
-        step = self.batch_size * self.world_size
-        for begin in range(self.start, self.start + len(self) * step, step):
-            mine = slice(begin + self.rank, begin + step, self.world_size)
+        for number in range(len(self)):
+            begin = self.place(number)[-1]
+            mine = slice(begin + self.rank, begin + self.step, self.world_size)
             yield list(map(Ticket, order[mine].tolist(), seeds[mine].tolist()))
 
 
 class EvalBatches:
-    """Every image once, in the dataset's order; padding evens out the shares of processes, the last batch is short."""
+    """Every image once, in the dataset's order; padding evens out the shares of processes.
 
-    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1):
+    The last batch is short, or with `full_batches` padded as well.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1,
+                 full_batches: bool = False):
         share = math.ceil(num_samples / world_size)
+        if full_batches:
+            share = math.ceil(share / batch_size) * batch_size
         mine = range(rank, num_samples, world_size)
         self.tickets = [Ticket(index) for index in mine] + [Ticket(PADDING)] * (share - len(mine))
         self.batch_size = batch_size

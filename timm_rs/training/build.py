@@ -13,12 +13,15 @@ from torch import nn
 
 from timm_rs.device import Device
 from timm_rs.errors import UserError
+from timm_rs.models.batch_norm import group_batch_norm
 from timm_rs.recipe import Recipe
 from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
 
 
 def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
     """The model of the recipe on its device, and timm's data configuration (size, crop, mean, …) for it."""
+    if device.is_lazy:
+        _check_for_graphs(recipe)
     overlay = None
     if recipe.pretrained_path:
         if not Path(recipe.pretrained_path).is_file():
@@ -55,8 +58,24 @@ def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
         if device.torch_device.type == 'cpu':
             raise UserError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU')
         model = convert_sync_batchnorm(model)
-    memory_format = torch.channels_last if recipe.channels_last else torch.preserve_format
+    group_size = recipe.bn_group_size
+    if group_size is None and device.is_lazy:  # statistics per chip, as data-parallel processes have them
+        group_size = 0 if recipe.sync_bn else recipe.batch_size
+    if group_size is not None:
+        if group_size and recipe.batch_size * device.num_local_devices % group_size:
+            raise UserError(f'bn_group_size {group_size} does not divide the batch of '
+                            f'{recipe.batch_size * device.num_local_devices} images')
+        model = group_batch_norm(model, group_size)
+    memory_format = torch.channels_last if recipe.channels_last and not device.is_lazy else torch.preserve_format
     return model.to(device.torch_device, memory_format=memory_format), data_config
+
+
+def _check_for_graphs(recipe: Recipe) -> None:
+    """Raise UserError for what does not go with a device that compiles whole steps."""
+    if recipe.torchcompile:
+        raise UserError('torchcompile does not go with device xla, which compiles whole steps itself')
+    if recipe.amp and recipe.amp_dtype == 'float16':
+        raise UserError('mixed precision on device xla is bfloat16: give --amp-dtype bfloat16')
 
 
 def compile_and_distribute(model: nn.Module, recipe: Recipe, device: Device) -> nn.Module:

@@ -20,7 +20,7 @@ from timm_rs.atomic import atomic_link, atomic_write, sha256_of
 from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
-from timm_rs.training.engine import Place, Training
+from timm_rs.training.state import Place, Training
 
 SUFFIX = '.pth.tar'
 LAST, BEST = 'last' + SUFFIX, 'model_best' + SUFFIX
@@ -236,8 +236,9 @@ def checkpoint_state(
 
     All processes must call it together. `rows` are those of the summary.
     """
+    device.flush()
     own = dict(random_state=random_state(), unreported=training.unreported.cpu())
-    if device.is_distributed:  # batch norm and its average differ from process to process
+    if device.keeps_replicas:  # batch norm and its average differ from process to process
         own |= {name: {key: value.cpu() for key, value in model.named_buffers()}
                 for name, model in _models(training).items()}
     state = dict(
@@ -250,12 +251,12 @@ def checkpoint_state(
         state['amp_scaler'] = training.scaler.state_dict()
     if isinstance(training.schedule, PlateauLRScheduler):  # all others follow from the number of updates
         state['schedule'] = training.schedule.state_dict()
-    return state
+    return device.to_cpu(state)  # type: ignore[no-any-return]
 
 
 def global_batch(recipe: Recipe, device: Device) -> int:
     """Images per update, of all processes together."""
-    return recipe.batch_size * recipe.grad_accum_steps * device.world_size
+    return recipe.batch_size * recipe.grad_accum_steps * device.num_devices
 
 
 def _models(training: Training) -> dict[str, nn.Module]:
@@ -322,7 +323,7 @@ def _restore(
     processes = content.get('processes') or []
     if len(processes) == device.world_size:  # last, so that nothing draws random numbers between this and training
         own = processes[device.rank]
-        training.unreported.copy_(own['unreported'])
+        training.unreported[:] = own['unreported']
         for name, model in _models(training).items():
             for key, value in model.named_buffers():
                 if key in own.get(name, {}):
@@ -372,7 +373,7 @@ FREE_KEYS = frozenset((
     'experiment', 'workers', 'pin_mem', 'device', 'log_interval', 'checkpoint_hist', 'recovery_interval',
     'checkpoint_interval_minutes', 'max_bad_samples', 'max_nonfinite_steps', 'validation_batch_size', 'batch_size',
     'grad_accum_steps', 'no_ddp_bb', 'torchcompile', 'torchcompile_mode', 'pretrained', 'pretrained_path',
-    'initial_checkpoint', 'deterministic'))
+    'initial_checkpoint', 'deterministic', 'compile_cache', 'show_xla_metrics'))
 
 
 def _check_recipe(recipe: Recipe, before: dict[str, Any], source: str) -> None:

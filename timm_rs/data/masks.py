@@ -1,0 +1,71 @@
+"""Mixup, cutmix and random erasing as masks: the same computation for every batch, as compilers of graphs need it.
+
+timm's own code cuts rectangles out of the images, and each size would be another graph. Here it runs on the host, on
+stand-ins for the images, and what it did to them says what to do to the images on the device. So the draws are timm's.
+"""
+
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from timm.data.random_erasing import RandomErasing
+
+from timm_rs.device import Device
+
+
+class MaskedMixup:
+    """timm's `Mixup` with its arithmetic on `device`: the same images and targets but for rounding."""
+
+    def __init__(self, device: Device, num_classes: int, label_smoothing: float, **settings: Any):
+        self.device, self.num_classes, self.label_smoothing = device, num_classes, label_smoothing
+        self.mixup = Mixup(num_classes=2, label_smoothing=0.0, **settings)
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return bool(self.mixup.mixup_enabled)
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        self.mixup.mixup_enabled = enabled
+
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (N, C, H, W) float32 and class indices (N,) to mixed images and soft targets (N, num_classes)."""
+        of_image, of_target = self._draw_shares(*images.shape)
+        images = images * of_image + images.flip(0) * (1 - of_image)
+        return images, mixup_target(targets, self.num_classes, of_target, self.label_smoothing)
+
+    def _draw_shares(self, num_images: int, _: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What images keep of themselves, in each pixel ((N or 1), 1, H, W) and in their targets ((N or 1), 1).
+
+        timm mixes an image with its mirror image in the batch: one half stands in as ones, the other as zeros.
+        """
+        per_batch = self.mixup.mode == 'batch'
+        num = 2 if per_batch else num_images
+        ones = torch.arange(num) < num // 2
+        pixels, targets = self.mixup(ones.float()[:, None, None, None].repeat(1, 1, height, width), ones.long())
+        of_image = torch.where(ones[:, None, None, None], pixels, 1 - pixels)
+        of_target = targets.gather(1, ones.long()[:, None])
+        if per_batch:
+            return self.device.put(of_image[:1]), self.device.put(of_target[:1])
+        return self.device.split(of_image), self.device.split(of_target)
+
+
+class MaskedErasing:
+    """timm's `RandomErasing` with its arithmetic on `device`: the same rectangles, filled by the device.
+
+    differs from timm: with `mode` 'rand', several rectangles of an image share their colour.
+    """
+
+    def __init__(self, device: Device, probability: float, mode: str, max_count: int):
+        self.device, self.mode = device, mode
+        self.erasing = RandomErasing(probability, mode='const', max_count=max_count, device='cpu')
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images (N, C, H, W) float32, some of them with rectangles of noise or zeros."""
+        num_images, channels, height, width = images.shape
+        kept = self.device.split(self.erasing(torch.ones(num_images, 1, height, width, dtype=torch.uint8)))
+        if self.mode == 'const':
+            return images * kept
+        size = images.shape if self.mode == 'pixel' else (num_images, channels, 1, 1)
+        return torch.where(kept.bool(), images, torch.randn(size, device=images.device))
