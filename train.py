@@ -45,14 +45,7 @@ from timm_rs.training.checkpoint import (
     resume,
 )
 from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import (
-    NonFiniteError,
-    amp_dtype,
-    create_loss,
-    evaluate,
-    train_updates,
-    updates_per_epoch,
-)
+from timm_rs.training.engine import NonFiniteError, amp_dtype, create_loss, evaluate, train_updates, updates_per_epoch
 from timm_rs.training.faults import explain
 from timm_rs.training.interruption import Interruption, Stopped
 from timm_rs.training.runlog import Progress, Summary, prepare_folder
