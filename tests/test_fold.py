@@ -71,9 +71,17 @@ def test_batch_norm_without_statistics_stays():
     assert fold_batch_norm(model)[1] == 0
 
 
+def test_networks_without_batch_norm_need_no_trace():
+    assert fold_batch_norm(timm.create_model('test_vit'))[1] == 0
+
+
 class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
     def forward(self, x):
-        return x if x.sum() > 0 else -x
+        return self.norm(x if x.sum() > 0 else -x)
 
 
 def test_a_network_that_cannot_be_traced_is_refused_with_the_way_out():

@@ -231,6 +231,13 @@ def run_openvino(graph: Any, precision: str = 'f32') -> Runner:
     return lambda images: torch.from_numpy(compiled(images.contiguous().numpy())[0])
 
 
+def openvino_has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor."""
+    need('openvino')
+    import openvino
+    return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+
+
 BACKENDS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], Runner]] = {
     'eager': _eager,  # as it is
     'channels_last': _channels_last,

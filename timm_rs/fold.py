@@ -22,6 +22,8 @@ def fold_batch_norm(model: Model) -> tuple[Model, int]:
     """
     folded = copy.deepcopy(model).eval()
     modules = dict(folded.named_modules())
+    if not any(isinstance(module, nn.BatchNorm2d) for module in modules.values()):
+        return folded, 0
     try:
         nodes = list(_LayerTracer().trace(folded).nodes)
     except Exception as error:  # whatever a model's own code does with a tensor that is none
@@ -50,7 +52,7 @@ class _LayerTracer(fx.Tracer):
     """Sees layers whole, timm's batch norms with their activation among them."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return (not list(module.children()) or isinstance(module, nn.BatchNorm2d) or is_notrace_module(type(module)))
+        return not list(module.children()) or isinstance(module, nn.BatchNorm2d) or is_notrace_module(type(module))
 
 
 def _called(node: fx.Node, modules: dict[str, nn.Module]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import timm_rs  # noqa: F401  (registers the models)
+from timm_rs.backends import openvino_has_bf16
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.export import PRECISIONS, SUFFIXES, check_request, export_model
 from timm_rs.model_source import Source, add_model_arguments, open_model
@@ -57,6 +58,8 @@ def run(args: Namespace) -> None:
           f'for {metadata["input"]["shape"]}: {args.output}')
     if agreement:
         print(f'against torch on {kind}: {agreement}')
+        if (args.format, args.precision) == ('openvino', 'bf16') and not openvino_has_bf16():
+            print('this processor has no bf16, so only the weights were rounded; compare again where it will run')
 
 
 def choose_images(args: Namespace, source: Source) -> tuple[torch.Tensor | None, torch.Tensor, str]:
