@@ -13,8 +13,8 @@ from test_resume import assert_same_run
 
 import train
 
-pytest.importorskip('torch_xla', reason='torch_xla is not installed: pip install -e ".[tpu]" on Linux')
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytest.importorskip('torch_xla', reason='needs torch_xla, and the torch that goes with it', exc_type=ImportError)
+pytestmark = [pytest.mark.xla, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
 SMALL = ['--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32',
          '--workers', '0', '--epochs', '2', '--warmup-epochs', '0', '--checkpoint-interval-minutes', '0']

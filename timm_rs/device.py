@@ -318,7 +318,8 @@ class XlaDevice(Device):
 
     def to_cpu(self, tensors: Any) -> Any:
         leaves, structure = tree_flatten(tensors)
-        return tree_unflatten(self._model._maybe_convert_to_cpu(leaves), structure)  # all in one transfer
+        on_host: Any = self._model._maybe_convert_to_cpu(leaves)  # all in one transfer
+        return tree_unflatten(on_host, structure)
 
     def num_images(self, images: torch.Tensor) -> int:
         return len(images)  # the parts of all hosts are one tensor
