@@ -6,6 +6,7 @@ The only file that knows torch_xla. `create_device` chooses.
 import argparse
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -265,8 +266,8 @@ class XlaDevice(Device):
         except ImportError as error:
             raise UserError('device xla needs torch_xla, which needs torch 2.9: pip install "torch==2.9.0" '
                             f'"torch_xla[tpu]==2.9.0" ({error})') from None
-        self._xla, self._model, self._metrics = torch_xla, torch_xla.core.xla_model, torch_xla.debug.metrics
-        self._spmd = spmd
+        self._xla: Any = torch_xla
+        self._model, self._metrics, self._spmd = torch_xla.core.xla_model, torch_xla.debug.metrics, spmd
         if not runtime.is_spmd():
             runtime.use_spmd()
         try:
@@ -371,13 +372,30 @@ class XlaDevice(Device):
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor  # of all chips and hosts already
 
+    def collected_program(self) -> bytes:
+        """What `end_step` would compile and run, as a serialized HloModuleProto."""
+        tensors = self._live_tensors()
+        is_pending = self._xla._XLAC._check_tensor_need_materialization(tensors)
+        return self._xla._XLAC._get_xla_tensors_hlo_proto([  # type: ignore[no-any-return]
+            tensor for tensor, pending in zip(tensors, is_pending, strict=True) if pending])
+
+    def forget_collected(self) -> None:
+        """Run nothing of what has been collected: all tensors become zeros."""
+        for tensor in self._live_tensors():
+            tensor.data = self.put(torch.zeros(tensor.shape, dtype=tensor.dtype))
+
+    @staticmethod
+    def _live_tensors() -> list[torch.Tensor]:
+        return [thing for thing in gc.get_objects()  # isinstance would wake lazy modules
+                if issubclass(type(thing), torch.Tensor) and thing.device.type == 'xla']
+
     def metrics(self) -> str:
         def metric(name: str) -> tuple[int, float]:
-            count, total, _ = self._metrics.metric_data(name) or (0, 0.0, None)
-            return count, total / 1e9
+            count, nanoseconds, _ = self._metrics.metric_data(name) or (0, 0.0, None)
+            return count, nanoseconds / 1e9
         fallbacks = {name: self._metrics.counter_value(name) for name in self._metrics.counter_names()
                      if name.startswith('aten::')}
         return (f'XLA: {metric("CompileTime")[0]} graphs compiled in {metric("CompileTime")[1]:.1f} s, '
-                f'{metric("ExecuteTime")[0]} executions, {metric("TransferToDeviceTime")[0]} transfers to the device, '
+                f'{metric("ExecuteReplicatedTime")[0]} executions, {metric("TransferToDeviceTime")[0]} transfers to the device, '
                 f'{metric("TransferFromDeviceTime")[0]} from it, operations on the host: {fallbacks or "none"}\n'
                 + self._metrics.metrics_report())

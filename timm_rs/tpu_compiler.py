@@ -5,7 +5,6 @@ another libtpu.
 """
 
 import dataclasses
-import gc
 import json
 import multiprocessing
 import os
@@ -111,9 +110,9 @@ def trace_step(recipe: Recipe, device: XlaDevice) -> bytes:
         if place.update == 0:  # what the loop needs once
             run()
         elif place.update == 1:  # optimizers make what they keep in the first update: the second is like all others
-            _forget(device)
+            device.forget_collected()
         else:
-            programs.append(_pending_program(device))
+            programs.append(device.collected_program())
 
     device.end_step = end_step  # type: ignore[method-assign]
     try:
@@ -122,27 +121,8 @@ def trace_step(recipe: Recipe, device: XlaDevice) -> bytes:
                 break
     finally:
         device.end_step = run  # type: ignore[method-assign]
-        _forget(device)
+        device.forget_collected()
     return programs[0]
-
-
-def _live_tensors() -> list[torch.Tensor]:
-    """All that a lazy device would compute at the end of a step."""
-    return [thing for thing in gc.get_objects()
-            if issubclass(type(thing), torch.Tensor) and thing.device.type == 'xla']  # isinstance wakes lazy modules
-
-
-def _pending_program(device: XlaDevice) -> bytes:
-    functions, tensors = device._xla._XLAC, _live_tensors()
-    is_pending = functions._check_tensor_need_materialization(tensors)
-    return functions._get_xla_tensors_hlo_proto([  # type: ignore[no-any-return]
-        tensor for tensor, pending in zip(tensors, is_pending, strict=True) if pending])
-
-
-def _forget(device: XlaDevice) -> None:
-    """Drop what is to be computed: tensors become zeros."""
-    for tensor in _live_tensors():
-        tensor.data = device.put(torch.zeros(tensor.shape, dtype=tensor.dtype))
 
 
 # ---- the compiler -----------------------------------------------------------------------------------------------
