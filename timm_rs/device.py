@@ -396,6 +396,7 @@ class XlaDevice(Device):
         fallbacks = {name: self._metrics.counter_value(name) for name in self._metrics.counter_names()
                      if name.startswith('aten::')}
         return (f'XLA: {metric("CompileTime")[0]} graphs compiled in {metric("CompileTime")[1]:.1f} s, '
-                f'{metric("ExecuteReplicatedTime")[0]} executions, {metric("TransferToDeviceTime")[0]} transfers to the device, '
+                f'{metric("ExecuteReplicatedTime")[0]} executions, '
+                f'{metric("TransferToDeviceTime")[0]} transfers to the device, '
                 f'{metric("TransferFromDeviceTime")[0]} from it, operations on the host: {fallbacks or "none"}\n'
                 + self._metrics.metrics_report())
