@@ -19,6 +19,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from timm_rs.errors import UserError
 
@@ -266,10 +267,11 @@ class XlaDevice(Device):
                             f'"torch_xla[tpu]==2.9.0" ({error})') from None
         self._xla, self._model, self._metrics = torch_xla, torch_xla.core.xla_model, torch_xla.debug.metrics
         self._spmd = spmd
-        runtime.use_spmd()
+        if not runtime.is_spmd():
+            runtime.use_spmd()
         try:
             num_devices = runtime.global_runtime_device_count()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise UserError(f'torch_xla finds no {os.environ.get("PJRT_DEVICE", "device")}: '
                             f'{str(error).splitlines()[0]}; set PJRT_DEVICE to TPU or CPU') from None
         self.rank, self.world_size = runtime.process_index(), runtime.process_count()
@@ -315,7 +317,8 @@ class XlaDevice(Device):
         return self.put(torch.tensor([value], dtype=torch.float32))
 
     def to_cpu(self, tensors: Any) -> Any:
-        return self._model._maybe_convert_to_cpu(tensors)  # all in one transfer
+        leaves, structure = tree_flatten(tensors)
+        return tree_unflatten(self._model._maybe_convert_to_cpu(leaves), structure)  # all in one transfer
 
     def num_images(self, images: torch.Tensor) -> int:
         return len(images)  # the parts of all hosts are one tensor
@@ -327,9 +330,13 @@ class XlaDevice(Device):
         self._model.set_rng_state(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def before_update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep learning rates off 0 and 1, which would be constants of another graph."""
+        """Move learning rates by up to a millionth, off 0, 1 and whatever other number the graph may hold.
+
+        A tensor would be data at any value, but torch's optimizers read it on the host.
+        """
         for group in optimizer.param_groups:
-            group['lr'] = {0.0: 1e-12, 1.0: 1.0 - 1e-7}.get(group['lr'], group['lr'])
+            bits = np.float32(group['lr'] or 1e-12).view(np.uint32)
+            group['lr'] = float((bits & ~np.uint32(15) | np.uint32(11)).view(np.float32))  # no short decimal ends so
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
         """Let the first update find what all others find: momentum, and every tensor placed and a buffer of its own."""

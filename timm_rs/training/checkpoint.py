@@ -323,7 +323,7 @@ def _restore(
     processes = content.get('processes') or []
     if len(processes) == device.world_size:  # last, so that nothing draws random numbers between this and training
         own = processes[device.rank]
-        training.unreported[:] = own['unreported']
+        training.unreported = device.put(own['unreported'])
         for name, model in _models(training).items():
             for key, value in model.named_buffers():
                 if key in own.get(name, {}):
