@@ -253,10 +253,11 @@ def _write_labels(figure: Any, axis: Any, panel: Panel) -> None:
         for one, two in zip(ordered, ordered[1:], strict=False):  # the lines, as beads
             taken += _beads(place((one.seconds, one.top1)), place((two.seconds, two.top1)))
     pairs = speedups(panel.points)
-    for base, other, ratio in pairs:  # on their arrows
+    for base, other, ratio in pairs:  # on their arrows, or beside those that are too short
         spots = [(base.seconds ** share * other.seconds ** (1 - share), base.top1 * share + other.top1 * (1 - share))
                  for share in (0.5, 0.6, 0.4, 0.7, 0.3)]
-        _write(figure, axis, [(spot, (0, 0)) for spot in spots], f'{ratio:.1f}×', '#222222', taken, 9, on_white=True)
+        on, beside = [(spot, (0, 0)) for spot in spots], [(spots[0], (0, y)) for y in (12, -12, 20, -20, 30, -30)]
+        _write(figure, axis, on + beside, f'{ratio:.1f}×', '#222222', taken, 9, on_white=True)
     for base, other, _ in pairs:
         taken += _beads(place((base.seconds, base.top1)), place((other.seconds, other.top1)))
     for point in panel.points:
