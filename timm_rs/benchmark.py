@@ -43,18 +43,20 @@ class Cost(NamedTuple):
 
 
 def take_turns(
-        candidates: dict[str, Callable[[], int]], rounds: int, warmup: int = 1, label: str = 'benchmark'
+        candidates: dict[str, Callable[[], int | Cost]], rounds: int, warmup: int = 1, label: str = 'benchmark'
 ) -> dict[str, list[Cost]]:
-    """Run all candidates once per round, `warmup` rounds uncounted; each returns how many items it worked on.
+    """Run all candidates once per round, `warmup` rounds uncounted.
 
-    The time of child processes counts when they have ended by the time the candidate returns.
+    Each returns how many items it worked on, or what one cost if it has measured that itself. The time of child
+    processes counts when they have ended by the time the candidate returns.
     """
     costs: dict[str, list[Cost]] = {name: [] for name in candidates}
     turns = [(number, name) for number in range(-warmup, rounds) for name in candidates]
     for number, name in track(turns, label):
         cpu, wall = cpu_seconds(), time.perf_counter()
-        items = candidates[name]()
-        cost = Cost((cpu_seconds() - cpu) / items, (time.perf_counter() - wall) / items)
+        done = candidates[name]()
+        cost = done if isinstance(done, Cost) else Cost(
+            (cpu_seconds() - cpu) / done, (time.perf_counter() - wall) / done)
         if number >= 0:
             costs[name].append(cost)
     return costs

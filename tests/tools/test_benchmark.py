@@ -28,6 +28,45 @@ def test_loaders_take_turns_and_rows_say_where_they_come_from(capsys, image_fold
     assert all(row['versions'].startswith('python 3') and row['hardware'] and row['commit'] for row in rows)
 
 
+def read_rows(path):
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_models_take_turns_and_finished_rows_are_not_measured_again(capsys, tmp_path):
+    argv = ['train', '--models', 'test_efficientnet@32', 'test_resnet@32', '--batch-size', '4', '--rounds', '2',
+            '--images', '8', '--device', 'cpu', '--csv', str(tmp_path / 'train.csv'), '--resume']
+    benchmark.main(argv)
+    assert 'x speed of test_efficientnet@32' in capsys.readouterr().out
+    rows = read_rows(tmp_path / 'train.csv')
+    assert [(row['model'], row['base'], row['steps'], row['rounds']) for row in rows] == [
+        (name, 'test_efficientnet@32', '2', '2') for name in ('test_efficientnet', 'test_resnet')]
+    for row in rows:
+        step_ms, latency_s = float(row['step_ms_median']), float(row['latency_1024_s_median'])
+        assert step_ms > 0 and latency_s == pytest.approx(1024 / 4 * step_ms / 1000, rel=1e-3)
+        assert float(row['step_ms_min']) <= step_ms <= float(row['step_ms_max'])
+        assert float(row['peak_memory_gib']) > 0 and row['versions'].startswith('python 3') and row['commit']
+    benchmark.main(argv)
+    assert capsys.readouterr().out == f'1 of 1 groups are in {tmp_path / "train.csv"} already\n'
+    assert read_rows(tmp_path / 'train.csv') == rows
+
+
+def test_a_batch_that_fits_is_found_and_memory_is_measured_without_a_clock(capsys, tmp_path):
+    benchmark.main(['memory', '--models', 'test_resnet', '--start-batch-size', '4', '--device', 'cpu',
+                    '--csv', str(tmp_path / 'memory.csv')])
+    row, = read_rows(tmp_path / 'memory.csv')
+    assert (row['img_size'], row['batch_size']) == ('160', '4') and 'halved from 4' in row['protocol']
+    assert float(row['peak_memory_gib']) > 0 and 'step_ms_median' not in row
+    assert 'GiB' in capsys.readouterr().out
+
+
+def test_setups_of_inference_are_compared(capsys, tmp_path):
+    benchmark.main(['infer', '--models', 'test_resnet@32', '--batch-size', '4', '--rounds', '2', '--device', 'cpu',
+                    '--setups', 'eager', 'channels_last', '--csv', str(tmp_path / 'infer.csv')])
+    assert [row['setup'] for row in read_rows(tmp_path / 'infer.csv')] == ['eager', 'channels_last']
+    assert 'x speed of eager' in capsys.readouterr().out
+
+
 def test_rows_join_those_of_before(tmp_path):
     path = tmp_path / 'rows.csv'
     append_rows(path, [dict(a=1)])
@@ -62,8 +101,13 @@ def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
 
 
 @pytest.mark.parametrize(('argv', 'words'), [
-    (['--images', '0'], '--images and --rounds must be at least 1'),
-    (['--data-dir', 'nowhere'], 'data folder nowhere does not exist'),
+    (['loader', '--images', '0'], '--images and --rounds must be at least 1'),
+    (['loader', '--data-dir', 'nowhere'], 'data folder nowhere does not exist'),
+    (['train'], 'one of the arguments --models --table3 --table7 --figure5 is required'),
+    (['train', '--table3', '--batch-size', 'many'], '--batch-size (or auto)'),
+    (['train', '--table3', '--rounds', '0'], '--rounds must be at least 1'),
+    (['train', '--models', 'resnetrs50x'], 'unknown model resnetrs50x. Did you mean resnetrs50?'),
+    (['infer', '--table7', '--setups', 'fast'], 'unknown setup fast: it is made of eager'),
 ])
 def test_bad_arguments_are_one_line(capsys, argv, words):
-    assert words in failure(benchmark, capsys, 'loader', *argv)
+    assert words in failure(benchmark, capsys, *argv)

@@ -1,0 +1,83 @@
+import os
+import signal
+
+import pytest
+
+from timm_rs import step_process
+from timm_rs.errors import UserError
+from timm_rs.step_process import Candidate, DoesNotFit, StepProcess, check_setup, fit, step_recipe
+
+TINY = Candidate('test_resnet', 32, 'train', 'channels_last', batch_size=4, steps=2, device='cpu')
+
+
+def test_a_candidate_takes_turns_and_its_memory_is_its_own():
+    with StepProcess(TINY) as process:
+        costs = [process.turn() for _ in range(2)]
+        assert all(cost.wall > 0 and cost.cpu > 0 for cost in costs)
+        assert 4 << 20 < process.peak_memory < 1 << 30  # 0.5 M weights, gradients, momentum and average, and no imports
+
+
+def test_a_batch_too_large_does_not_fit_instead_of_killing_someone():
+    with pytest.raises(DoesNotFit, match="can't allocate memory"):
+        StepProcess(Candidate(**vars(TINY) | dict(batch_size=1 << 30)))
+
+
+def test_a_process_that_was_killed_for_want_of_memory_does_not_fit():
+    with StepProcess(TINY) as process:
+        os.kill(process.process.pid, signal.SIGKILL)
+        with pytest.raises(DoesNotFit, match='status -9'):
+            process.turn()
+
+
+def test_what_the_person_can_mend_comes_back_as_it_was():
+    with pytest.raises(UserError, match='unknown device tpus'):
+        StepProcess(Candidate(**vars(TINY) | dict(device='tpus')))
+
+
+def pretend_that_at_most(limit, monkeypatch):
+    """StepProcess without processes, for batches of at most `limit` images; returns the sizes that were tried."""
+    tried = []
+
+    class Process:
+        def __init__(self, candidate):
+            tried.append(candidate.batch_size)
+            if candidate.batch_size > limit:
+                raise DoesNotFit('no room')
+
+        def close(self):
+            pass
+    monkeypatch.setattr(step_process, 'StepProcess', Process)
+    return tried
+
+
+def test_batches_are_halved_until_they_fit(monkeypatch):
+    tried = pretend_that_at_most(40, monkeypatch)
+    candidate = fit(Candidate(**vars(TINY) | dict(batch_size=128)), images=100)
+    assert tried == [128, 64, 32] and (candidate.batch_size, candidate.steps) == (32, 4)
+    assert fit(candidate, images=0).steps == 1
+
+
+def test_a_model_of_which_no_image_fits_is_named(monkeypatch):
+    pretend_that_at_most(0, monkeypatch)
+    with pytest.raises(UserError, match='test_resnet@32 does not fit .*not even one image .no room.; leave it out'):
+        fit(TINY, images=0)
+
+
+def test_setups_change_the_recipe_and_nothing_of_the_file_but_these(tmp_path):
+    (tmp_path / 'my.yaml').write_text('opt: momentum\namp: true\namp_dtype: bfloat16\nmodel_ema: true\n')
+    recipe = step_recipe(Candidate(**vars(TINY) | dict(recipe=str(tmp_path / 'my.yaml'), setup='fused+checkpointing')))
+    assert (recipe.opt, recipe.model_ema, recipe.opt_kwargs) == ('momentum', True, {'fused': True})
+    assert (recipe.amp, recipe.channels_last, recipe.grad_checkpointing) == (False, False, True)
+    assert step_recipe(Candidate(**vars(TINY) | dict(setup='channels_last+bf16'))).amp_dtype == 'bfloat16'
+    assert step_recipe(Candidate(**vars(TINY) | dict(model='tf_efficientnet_b0'))).opt == 'rmsproptf'
+    assert step_recipe(Candidate(**vars(TINY) | dict(setup='timm'))).opt == 'sgd'
+
+
+@pytest.mark.parametrize(('setup', 'work', 'words'), [
+    ('channel_last', 'train', 'unknown setup channel_last: .*Did you mean channels_last'),
+    ('channels_last+bf17', 'infer', 'unknown setup channels_last.bf17'),
+    ('timm', 'infer', 'unknown setup timm'),
+])
+def test_an_unknown_setup_is_refused(setup, work, words):
+    with pytest.raises(UserError, match=words):
+        check_setup(setup, work)
