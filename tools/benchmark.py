@@ -3,6 +3,7 @@
 
 examples:
   python tools/benchmark.py train --table3 --device cuda --resume
+  python tools/benchmark.py train --table3 --device cpu --start-batch-size 4 --rounds 3
   python tools/benchmark.py train --models tf_efficientnet_b0@224 resnetrs_50@160 --batch-size 8 --images 16
   python tools/benchmark.py train --models resnetrs_50@160 --setups timm channels_last+fused channels_last+bf16+compile
   python tools/benchmark.py infer --table7 --device cuda --precision bf16 --resume
