@@ -5,10 +5,22 @@ from pathlib import Path
 import pytest
 import timm
 
+from timm_rs import model_speed
 from timm_rs.benchmark import Cost, append_rows
 from timm_rs.errors import UserError
-from timm_rs.model_speed import FIGURE_5, TABLE_3, TABLE_7, Protocol, remaining, rows, table, with_precision
+from timm_rs.model_speed import (
+    FIGURE_5,
+    TABLE_3,
+    TABLE_7,
+    Protocol,
+    inference_setups,
+    remaining,
+    rows,
+    table,
+    training_setups,
+)
 from timm_rs.models import PAPER_POINTS
+from timm_rs.step_process import precision_of
 
 PROTOCOL = Protocol(
     'train', ('eager', 'channels_last'), batch_size=8, search=False, images=20, rounds=2, device='cpu')
@@ -63,7 +75,7 @@ def test_resume_leaves_out_groups_that_have_all_their_rows(tmp_path):
 
 @pytest.mark.parametrize('change', [
     dict(batch_size=4), dict(search=True), dict(images=0), dict(rounds=3), dict(setups=('eager', 'channels_last+bf16')),
-    dict(recipe='my.yaml'), dict(work='infer'), dict(device='cuda')])
+    dict(recipe='my.yaml'), dict(work='infer', setups=('eager', 'channels_last')), dict(device='cuda')])
 def test_resume_measures_again_what_was_measured_otherwise(tmp_path, change):
     append_rows(tmp_path / 'rows.csv', made_up_rows())
     assert remaining(GROUPS[1:], dataclasses.replace(PROTOCOL, **change), tmp_path / 'rows.csv') == GROUPS[1:]
@@ -81,8 +93,17 @@ def test_rows_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_precision_joins_every_setup_once():
-    assert with_precision(['eager', 'eager+bf16', 'timm'], 'fp32') == ('eager', 'eager+bf16', 'timm')
-    assert with_precision(['eager', 'eager+bf16'], 'bf16') == ('eager+bf16',)
+    assert training_setups(['eager', 'eager+bf16', 'timm'], 'fp32') == ('eager', 'eager+bf16', 'timm')
+    assert training_setups(['eager', 'eager+bf16'], 'bf16') == ('eager+bf16',)
+    assert training_setups(None, 'bf16') == ('channels_last+bf16',)
+
+
+def test_inference_compares_eager_with_the_backends_of_the_precision():
+    for precision in ('fp32', 'bf16', 'int8'):
+        first, *others = inference_setups(None, precision, 'cpu')
+        assert first == 'eager' and all(precision_of(name) == precision for name in others)
+    assert inference_setups(None, 'fp32', 'cpu')[1:3] == ('channels_last', 'folded')
+    assert inference_setups(['folded'], 'bf16', 'cpu') == ('folded',)
 
 
 @pytest.mark.parametrize(('point', 'words'), [
@@ -93,3 +114,11 @@ def test_precision_joins_every_setup_once():
 def test_what_is_no_point_is_refused(point, words):
     with pytest.raises(UserError, match=words):
         PROTOCOL.candidate(point, 'eager')
+
+
+@pytest.mark.parametrize(('setups', 'device', 'is_emulated', 'is_warned'), [
+    (('eager', 'eager+bf16'), 'cpu', True, True), (('folded_bf16',), 'cpu', True, True),
+    (('eager',), 'cpu', True, False), (('eager+bf16',), 'cpu', False, False), (('eager+bf16',), 'cuda', True, False)])
+def test_emulated_bfloat16_is_announced(monkeypatch, setups, device, is_emulated, is_warned):
+    monkeypatch.setattr(model_speed, 'is_bfloat16_emulated', lambda: is_emulated)
+    assert bool(dataclasses.replace(PROTOCOL, setups=setups, device=device).warning()) == is_warned

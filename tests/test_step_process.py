@@ -75,9 +75,17 @@ def test_setups_change_the_recipe_and_nothing_of_the_file_but_these(tmp_path):
 
 @pytest.mark.parametrize(('setup', 'work', 'words'), [
     ('channel_last', 'train', 'unknown setup channel_last: .*Did you mean channels_last'),
-    ('channels_last+bf17', 'infer', 'unknown setup channels_last.bf17'),
-    ('timm', 'infer', 'unknown setup timm'),
+    ('channels_last+bf17', 'train', 'unknown setup channels_last.bf17'),
+    ('timm', 'infer', 'unknown back-end timm: there are eager'),
 ])
 def test_an_unknown_setup_is_refused(setup, work, words):
     with pytest.raises(UserError, match=words):
         check_setup(setup, work)
+
+
+@pytest.mark.parametrize(('machine', 'capability', 'is_emulated'), [
+    ('x86_64', 'AVX2', True), ('x86_64', 'AVX512', False), ('aarch64', 'DEFAULT', False)])
+def test_bfloat16_is_emulated_by_x86_without_avx512(monkeypatch, machine, capability, is_emulated):
+    monkeypatch.setattr(step_process.platform, 'machine', lambda: machine)
+    monkeypatch.setattr(step_process.torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    assert step_process.is_bfloat16_emulated() == is_emulated

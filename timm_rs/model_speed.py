@@ -6,7 +6,7 @@ The paper's own numbers are not here; what is measured here never shares a colum
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,19 @@ from typing import Any
 
 import torch
 
+from timm_rs.backends import BACKENDS, is_available
 from timm_rs.benchmark import Cost, provenance, ratios, spread, take_turns
 from timm_rs.errors import UserError
-from timm_rs.step_process import Candidate, DoesNotFit, StepProcess, check_model, check_setup, fit, is_bfloat16_emulated
+from timm_rs.step_process import (
+    Candidate,
+    DoesNotFit,
+    StepProcess,
+    check_model,
+    check_setup,
+    fit,
+    is_bfloat16_emulated,
+    precision_of,
+)
 
 # A group is measured in turn; ratios are to its first. EfficientNets are timm's, at their published resolutions.
 _B1, _B2, _B3, _B4, _B5, _B6, _B7 = (f'tf_efficientnet_b{number}@{size}' for number, size in enumerate(
@@ -42,6 +52,7 @@ FIGURE_5 = [
 ]
 PAPERS_BATCH_SIZE = 128  # where the search for one that fits begins
 PAPERS_IMAGES = 1024  # of the step whose latency the paper gives
+LAYOUT = 'channels_last'  # of the recipes
 GIB = 1 << 30
 
 
@@ -71,9 +82,9 @@ class Protocol:
 
     def warning(self) -> str:
         """What people should know before it begins; mostly nothing."""
-        if any('bf16' in setup.split('+') for setup in self.setups) and self.device == 'cpu' and is_bfloat16_emulated():
-            return 'this CPU has no bfloat16 arithmetic: torch emulates it, which takes ten times as long as float32'
-        return ''
+        asked = self.device == 'cpu' and any(precision_of(setup) == 'bf16' for setup in self.setups)
+        return ('this CPU has no bfloat16 arithmetic: torch emulates it, which takes ten times as long as float32, and '
+                'OpenVINO computes in float32') if asked and is_bfloat16_emulated() else ''
 
     def key(self, candidate: Candidate, base: str) -> dict[str, str]:
         """The columns of a row that say what was asked for; a row that has them all need not be measured again."""
@@ -183,10 +194,20 @@ def _digits(value: float) -> float:
     return float(f'{value:.4g}')
 
 
-def with_precision(setups: Iterable[str], precision: str) -> tuple[str, ...]:
-    """The setups, each in `precision` (fp32 or bf16)."""
+def training_setups(setups: list[str] | None, precision: str) -> tuple[str, ...]:
+    """What to measure: `setups`, or the recipes' memory layout for None; each in `precision` (fp32 or bf16)."""
     return tuple(dict.fromkeys(
-        setup if precision == 'fp32' or 'bf16' in setup.split('+') else f'{setup}+{precision}' for setup in setups))
+        f'{setup}+bf16' if precision == 'bf16' != precision_of(setup) else setup for setup in setups or [LAYOUT]))
+
+
+def inference_setups(setups: list[str] | None, precision: str, device: str) -> tuple[str, ...]:
+    """What to measure: `setups`, or for None the back-ends that this place has of `precision`, after eager.
+
+    What torch.compile makes is left to those who ask: the largest networks take it minutes.
+    """
+    return tuple(setups or ['eager', *(
+        name for name in BACKENDS if precision_of(name) == precision and is_available(name, torch.device(device))
+        and name != 'eager' and not name.startswith('compiled'))])
 
 
 def table(found: list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import timm
 import torch
 
+from timm_rs.backends import BACKENDS, inference_backends
 from timm_rs.benchmark import Cost, cpu_seconds
 from timm_rs.device import Device
 from timm_rs.errors import UserError
@@ -44,7 +45,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is measured: `setup` is made of `PARTS`; a turn is `steps` batches of `batch_size` images."""
+    """What is measured: a turn is `steps` batches of `batch_size` images.
+
+    `setup` is made of `PARTS` for training, and one of `BACKENDS` for inference.
+    """
 
     model: str
     img_size: int
@@ -61,7 +65,7 @@ class Candidate:
 
     @property
     def precision(self) -> str:
-        return 'bf16' if 'bf16' in self.setup.split('+') else 'fp32'
+        return precision_of(self.setup)
 
 
 class DoesNotFit(Exception):
@@ -70,12 +74,19 @@ class DoesNotFit(Exception):
 
 def check_setup(setup: str, work: str) -> None:
     """Raise UserError unless `setup` can be measured."""
-    if setup == TIMMS_LOOP and work == 'train':
-        return
-    for part in setup.split('+'):
-        if part not in PARTS:
-            raise UserError(f'unknown setup {setup}: it is made of {", ".join(PARTS)}, joined by +'
-                            + (f', or it is {TIMMS_LOOP}' if work == 'train' else '') + f'.{nearest(part, PARTS)}')
+    if work == 'infer':
+        if setup not in BACKENDS:
+            raise UserError(f'unknown back-end {setup}: there are {", ".join(BACKENDS)}.{nearest(setup, BACKENDS)}')
+    elif setup != TIMMS_LOOP:
+        for part in setup.split('+'):
+            if part not in PARTS:
+                raise UserError(f'unknown setup {setup}: it is {TIMMS_LOOP}, or made of {", ".join(PARTS)}, joined by '
+                                f'+.{nearest(part, PARTS)}')
+
+
+def precision_of(setup: str) -> str:
+    """Of a setup or back-end: bf16, int8, or else fp32."""
+    return next((name for name in ('bf16', 'int8') if name in re.split(r'[+_]', setup)), 'fp32')
 
 
 def step_recipe(candidate: Candidate) -> Recipe:
@@ -91,8 +102,9 @@ def step_recipe(candidate: Candidate) -> Recipe:
         if 'efficientnet' in candidate.model:
             values |= dict(opt='rmsproptf', opt_eps=1e-3, drop_path=0.2)
     values |= dict(channels_last=False, amp=False, amp_dtype='float16', torchcompile=None)  # the setup says
-    for part in candidate.setup.split('+') if candidate.setup != TIMMS_LOOP else ():
-        values |= PARTS[part]
+    if candidate.work == 'train' and candidate.setup != TIMMS_LOOP:
+        for part in candidate.setup.split('+'):
+            values |= PARTS[part]
     return replace(
         Recipe(**values), model=candidate.model, img_size=candidate.img_size, batch_size=candidate.batch_size,
         num_classes=1000, lr=1e-6, log_interval=1_000_000, device=candidate.device)
@@ -108,13 +120,19 @@ def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
     mean, std = (255 * torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
     images = ((pixels - mean) / std).to(device.torch_device)
     targets = torch.randint(recipe.num_classes or 1, (candidate.batch_size,)).to(device.torch_device)
-    return (create_training if candidate.work == 'train' else create_inference)(
-        candidate, recipe, device, model, images, targets)
+    if candidate.work == 'train':
+        return create_training(recipe, device, model, images, targets, candidate.setup == TIMMS_LOOP)
+    run = inference_backends(model, images, [candidate.setup])[candidate.setup]
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            run(images)
+    return work
 
 
-def create_training(candidate: Candidate, recipe: Recipe, device: Device, model: Any, images: torch.Tensor,
-                    targets: torch.Tensor) -> Callable[[int], None]:
-    """Updates of the real training loop; or of timm's loop, for the setup `timm`."""
+def create_training(recipe: Recipe, device: Device, model: Any, images: torch.Tensor, targets: torch.Tensor,
+                    is_timms: bool) -> Callable[[int], None]:
+    """Updates of the real training loop, or of timm's."""
     training = Training(
         model=model, wrapped=compile_and_distribute(model, recipe, device), schedule=None,
         optimizer=create_optimizer(model, recipe, device.world_size), loss=create_loss(recipe).to(device.torch_device),
@@ -135,21 +153,7 @@ def create_training(candidate: Candidate, recipe: Recipe, device: Device, model:
             place.update += 1
             if training.ema is not None:
                 training.ema.update(model, step=place.update)
-    return timms_work if candidate.setup == TIMMS_LOOP else work
-
-
-def create_inference(candidate: Candidate, recipe: Recipe, device: Device, model: Any, images: torch.Tensor,
-                     targets: torch.Tensor) -> Callable[[int], None]:
-    """Forward passes in evaluation mode."""
-    network = compile_and_distribute(model.eval(), recipe, device)
-    if recipe.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-
-    def work(steps: int) -> None:
-        with torch.inference_mode(), device.autocast(amp_dtype(recipe)):
-            for _ in range(steps):
-                network(images)
-    return work
+    return timms_work if is_timms else work
 
 
 def _serve(candidate: Candidate, connection: Connection) -> None:
@@ -227,7 +231,8 @@ class StepProcess:
 
     def __init__(self, candidate: Candidate):
         self.candidate = candidate
-        context = multiprocessing.get_context('spawn')
+        context = multiprocessing.get_context('forkserver')  # which imports torch once, and never computes
+        context.set_forkserver_preload([__name__])
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(candidate, theirs), daemon=True)
         self.process.start()

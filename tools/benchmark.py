@@ -23,6 +23,7 @@ import timm
 import torch
 
 import timm_rs  # noqa: F401  (registers the models)
+from timm_rs.backends import BACKENDS
 from timm_rs.benchmark import append_rows, decoding_psnr, provenance, ratios, spread, take_turns, write_photos
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_train_loader, num_workers
@@ -38,13 +39,14 @@ from timm_rs.model_speed import (
     TABLE_3,
     TABLE_7,
     Protocol,
+    inference_setups,
     measure,
     remaining,
     table,
-    with_precision,
+    training_setups,
 )
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve
-from timm_rs.step_process import check_model
+from timm_rs.step_process import PARTS, check_model
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,11 +80,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
                        help='all models of Table 7, each ResNet-RS beside the EfficientNet of about its accuracy')
     which.add_argument('--figure5', action='store_const', const=FIGURE_5, dest='groups',
                        help='EfficientNet-RS beside EfficientNet')
-    parser.add_argument('--setups', nargs='+', default=['channels_last'], metavar='PART+PART',
-                        help='made of eager, channels_last, bf16, compile' + (
-                            '' if work == 'infer' else ', foreach, fused, checkpointing; or timm: the loop of its '
-                            'train.py') + ' [channels_last]')
-    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='of all setups [fp32]')
+    if work == 'infer':
+        parser.add_argument('--backends', nargs='+', dest='setups', metavar='NAME',
+                            help=f'of {", ".join(BACKENDS)} [all of --precision that are here, but compiled ones]')
+    else:
+        parser.add_argument('--setups', nargs='+', metavar='PART+PART',
+                            help=f'made of {", ".join(PARTS)}; or timm: the loop of its train.py [channels_last]')
+        parser.add_argument('--recipe', default='', metavar='FILE',
+                            help='take optimizer, average and regularisers of the step from this recipe [SGD for '
+                            'ResNets, RMSProp for EfficientNets, with averaging]')
+    parser.add_argument('--precision', choices=('fp32', 'bf16', *(['int8'] if work == 'infer' else [])),
+                        default='fp32', help='of what is measured [fp32]')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='cuda, cuda:N or cpu [cuda where there is one]')
     parser.add_argument('--batch-size', default='auto', metavar='N|auto',
@@ -95,10 +103,6 @@ def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
     parser.add_argument('--csv', type=Path, default=Path(f'results/{work}.csv'), help='rows are added there '
                         f'[results/{work}.csv]')
     parser.add_argument('--resume', action='store_true', help='leave out what has its rows in the CSV already')
-    if work != 'infer':
-        parser.add_argument('--recipe', default='', metavar='FILE',
-                            help='take optimizer, average and regularisers of the step from this recipe [SGD for '
-                            'ResNets, RMSProp for EfficientNets, with averaging]')
 
 
 def benchmark_models(arguments: Any) -> None:
@@ -109,9 +113,10 @@ def benchmark_models(arguments: Any) -> None:
     batch_size = str(arguments.start_batch_size if search else arguments.batch_size)
     if not batch_size.isdigit() or min(int(batch_size), arguments.rounds) < 1 or images < 0:
         raise UserError('--batch-size (or auto), --start-batch-size and --rounds must be at least 1, --images 0')
-    protocol = Protocol(
-        arguments.command, with_precision(arguments.setups, arguments.precision), int(batch_size), search, images,
-        arguments.rounds, arguments.device, getattr(arguments, 'recipe', ''))
+    setups = (inference_setups(arguments.setups, arguments.precision, arguments.device) if arguments.command == 'infer'
+              else training_setups(arguments.setups, arguments.precision))
+    protocol = Protocol(arguments.command, setups, int(batch_size), search, images, arguments.rounds, arguments.device,
+                        getattr(arguments, 'recipe', ''))
     groups = arguments.groups or [[point if '@' in point else f'{point}@{default_size(point)}' for point in
                                    arguments.models]]
     unmeasured = remaining(groups, protocol, arguments.csv if arguments.resume else None)

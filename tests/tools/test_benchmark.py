@@ -52,18 +52,18 @@ def test_models_take_turns_and_finished_rows_are_not_measured_again(capsys, tmp_
 
 
 def test_a_batch_that_fits_is_found_and_memory_is_measured_without_a_clock(capsys, tmp_path):
-    benchmark.main(['memory', '--models', 'test_resnet', '--start-batch-size', '4', '--device', 'cpu',
+    benchmark.main(['memory', '--models', 'test_resnet', '--start-batch-size', '1', '--device', 'cpu',
                     '--csv', str(tmp_path / 'memory.csv')])
     row, = read_rows(tmp_path / 'memory.csv')
-    assert (row['img_size'], row['batch_size']) == ('160', '4') and 'halved from 4' in row['protocol']
+    assert (row['img_size'], row['batch_size']) == ('160', '1') and 'halved from 1' in row['protocol']
     assert float(row['peak_memory_gib']) > 0 and 'step_ms_median' not in row
     assert 'GiB' in capsys.readouterr().out
 
 
-def test_setups_of_inference_are_compared(capsys, tmp_path):
+def test_backends_of_inference_are_compared(capsys, tmp_path):
     benchmark.main(['infer', '--models', 'test_resnet@32', '--batch-size', '4', '--rounds', '2', '--device', 'cpu',
-                    '--setups', 'eager', 'channels_last', '--csv', str(tmp_path / 'infer.csv')])
-    assert [row['setup'] for row in read_rows(tmp_path / 'infer.csv')] == ['eager', 'channels_last']
+                    '--backends', 'eager', 'folded', '--csv', str(tmp_path / 'infer.csv')])
+    assert [row['setup'] for row in read_rows(tmp_path / 'infer.csv')] == ['eager', 'folded']
     assert 'x speed of eager' in capsys.readouterr().out
 
 
@@ -107,7 +107,7 @@ def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
     (['train', '--table3', '--batch-size', 'many'], '--batch-size (or auto)'),
     (['train', '--table3', '--rounds', '0'], '--rounds must be at least 1'),
     (['train', '--models', 'resnetrs50x'], 'unknown model resnetrs50x. Did you mean resnetrs50?'),
-    (['infer', '--table7', '--setups', 'fast'], 'unknown setup fast: it is made of eager'),
+    (['infer', '--table7', '--backends', 'fast'], 'unknown back-end fast: there are eager'),
 ])
 def test_bad_arguments_are_one_line(capsys, argv, words):
     assert words in failure(benchmark, capsys, *argv)
