@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import errno
 import io
 import math
 import os
@@ -12,6 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -111,6 +113,18 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError where `append_rows` would, before hours of measuring."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
+
+
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add `rows` to the CSV at `path`; new columns come last. Raises UserError when it cannot be written."""
     rows = list(rows)
@@ -125,7 +139,7 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             writer.writeheader()
             writer.writerows(rows)
     except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --output') from error
+        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
 
 
 def decoding_psnr(samples: Samples, size: int, count: int) -> tuple[float, float | None, float]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,9 @@ def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peak
             row[name] = _digits(peaks[other] / candidates[other].batch_size / (peaks[index] / candidate.batch_size))
         found.append(row | dict(memory_is='allocated by torch' if candidate.device.startswith('cuda') else
                                 'growth of resident memory') | source)
+        package = candidate.setup.partition('_')[0]
+        if candidate.work == 'infer' and package in ('onnxruntime', 'openvino'):
+            found[-1]['versions'] += f', {package} {version(package)}'
     return found
 
 
@@ -205,9 +209,9 @@ def inference_setups(setups: list[str] | None, precision: str, device: str) -> t
 
     What torch.compile makes is left to those who ask: the largest networks take it minutes.
     """
-    return tuple(setups or ['eager', *(
+    return tuple(dict.fromkeys(setups or ['eager', *(
         name for name in BACKENDS if precision_of(name) == precision and is_available(name, torch.device(device))
-        and name != 'eager' and not name.startswith('compiled'))])
+        and not name.startswith('compiled'))]))
 
 
 def table(found: list[dict[str, Any]]) -> str:

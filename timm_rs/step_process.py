@@ -167,7 +167,9 @@ def _serve(candidate: Candidate, connection: Connection) -> None:
                 _limit_memory()
             before = _resident('VmRSS')
             work = create_work(candidate, device)
-            work(2)  # the second has all buffers of the first
+            work(1)  # compiles, allocates what stays
+            _forget_peak(on_cuda)
+            work(1)
             peak = torch.cuda.max_memory_allocated() if on_cuda else _resident('VmHWM') - before
             _release(on_cuda)
             connection.send(('ready', peak))
@@ -203,6 +205,15 @@ def _release(on_cuda: bool) -> None:
         torch.cuda.empty_cache()
 
 
+def _forget_peak(on_cuda: bool) -> None:
+    """Measure from here on: what building, exporting and compiling took is no part of a step."""
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # some containers do not allow it, and count all
+        Path('/proc/self/clear_refs').write_text('5')
+
+
 def _resident(field: str) -> int:
     """Bytes in memory now (VmRSS) or at most so far (VmHWM), as Linux counts them for this process alone."""
     return _kilobytes('/proc/self/status', field) * 1024
@@ -223,9 +234,9 @@ def _kilobytes(path: str, field: str) -> int:
 # ---- beside the process -----------------------------------------------------------------------------------------
 
 class StepProcess:
-    """A candidate that is ready to take turns. `peak_memory`, in bytes, is what its model and two steps needed.
+    """A candidate that is ready to take turns. `peak_memory`, in bytes, is what its model and a step need.
 
-    On CUDA that is what torch allocated, on the CPU the growth of the resident memory. Raises DoesNotFit, and UserError
+    On CUDA that is what torch allocates, on the CPU the growth of the resident memory. Raises DoesNotFit, and UserError
     for what the person can mend.
     """
 

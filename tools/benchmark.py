@@ -14,6 +14,7 @@ examples:
 
 import argparse
 import dataclasses
+import re
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,16 @@ import torch
 
 import timm_rs  # noqa: F401  (registers the models)
 from timm_rs.backends import BACKENDS
-from timm_rs.benchmark import append_rows, decoding_psnr, provenance, ratios, spread, take_turns, write_photos
+from timm_rs.benchmark import (
+    append_rows,
+    check_writable,
+    decoding_psnr,
+    provenance,
+    ratios,
+    spread,
+    take_turns,
+    write_photos,
+)
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_train_loader, num_workers
 from timm_rs.data.samples import Samples, Subset, as_samples
@@ -109,6 +119,8 @@ def benchmark_models(arguments: Any) -> None:
     images = arguments.images
     if images is None:
         images = PAPERS_IMAGES if arguments.device.startswith('cuda') else 0
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', arguments.device):
+        raise UserError(f'unknown device {arguments.device}: use cpu, cuda or cuda:N')
     search = arguments.batch_size == 'auto'
     batch_size = str(arguments.start_batch_size if search else arguments.batch_size)
     if not batch_size.isdigit() or min(int(batch_size), arguments.rounds) < 1 or images < 0:
@@ -117,11 +129,12 @@ def benchmark_models(arguments: Any) -> None:
               else training_setups(arguments.setups, arguments.precision))
     protocol = Protocol(arguments.command, setups, int(batch_size), search, images, arguments.rounds, arguments.device,
                         getattr(arguments, 'recipe', ''))
-    groups = arguments.groups or [[point if '@' in point else f'{point}@{default_size(point)}' for point in
-                                   arguments.models]]
+    groups = arguments.groups or [list(dict.fromkeys(
+        point if '@' in point else f'{point}@{default_size(point)}' for point in arguments.models))]
     unmeasured = remaining(groups, protocol, arguments.csv if arguments.resume else None)
     if len(unmeasured) < len(groups):
         print(f'{len(groups) - len(unmeasured)} of {len(groups)} groups are in {arguments.csv} already')
+    check_writable(arguments.csv)
     if warning := protocol.warning():
         print(warning)
     for rows in measure(unmeasured, protocol):

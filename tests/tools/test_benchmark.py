@@ -1,5 +1,6 @@
 import csv
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_models_take_turns_and_finished_rows_are_not_measured_again(capsys, tmp_
 
 
 def test_a_batch_that_fits_is_found_and_memory_is_measured_without_a_clock(capsys, tmp_path):
-    benchmark.main(['memory', '--models', 'test_resnet', '--start-batch-size', '1', '--device', 'cpu',
+    benchmark.main(['memory', '--models', 'test_resnet', 'test_resnet', '--start-batch-size', '1', '--device', 'cpu',
                     '--csv', str(tmp_path / 'memory.csv')])
     row, = read_rows(tmp_path / 'memory.csv')
     assert (row['img_size'], row['batch_size']) == ('160', '1') and 'halved from 1' in row['protocol']
@@ -107,6 +108,9 @@ def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
     (['train', '--table3', '--batch-size', 'many'], '--batch-size (or auto)'),
     (['train', '--table3', '--rounds', '0'], '--rounds must be at least 1'),
     (['train', '--models', 'resnetrs50x'], 'unknown model resnetrs50x. Did you mean resnetrs50?'),
+    (['infer', '--table7', '--device', 'tpu'], 'unknown device tpu: use cpu, cuda or cuda:N'),
+    (['train', '--table3', '--csv', f'{__file__}/train.csv'], 'test_benchmark.py/train.csv cannot be written'),
+    (['train', '--table3', '--csv', str(Path(__file__).parent)], 'tools cannot be written: Is a directory'),
     (['infer', '--table7', '--backends', 'fast'], 'unknown back-end fast: there are eager'),
 ])
 def test_bad_arguments_are_one_line(capsys, argv, words):
