@@ -26,6 +26,7 @@ from timm_rs.step_process import (
     check_setup,
     fit,
     is_bfloat16_emulated,
+    peak_memory,
     precision_of,
 )
 
@@ -90,9 +91,9 @@ class Protocol:
     def key(self, candidate: Candidate, base: str) -> dict[str, str]:
         """The columns of a row that say what was asked for; a row that has them all need not be measured again."""
         return dict(
-            work=self.work, model=candidate.model, img_size=str(candidate.img_size), base=base, setup=candidate.setup,
-            precision=candidate.precision, device=self.device, recipe=self.recipe,
-            threads=str(torch.get_num_threads()),
+            work=self.work, model=candidate.model, img_size=str(candidate.img_size), setup=candidate.setup,
+            precision=candidate.precision, base=base, first_setup=self.setups[0], device=self.device,
+            recipe=self.recipe, threads=str(torch.get_num_threads()),
             protocol=f'batch {"halved from " if self.search else ""}{self.batch_size}, '
                      f'{f"{self.images} images" if self.images else "one batch"} per turn, {self.rounds} rounds')
 
@@ -131,26 +132,17 @@ def measure_group(group: list[str], protocol: Protocol, label: str = 'benchmark'
     candidates = [protocol.candidate(point, setup) for point, setup in itertools.product(group, protocol.setups)]
     if protocol.search:
         candidates = [fit(candidate, protocol.images) for candidate in candidates]
-    if protocol.work == 'memory':
-        peaks = []
-        for candidate in candidates:
-            with _start(candidate) as process:
-                peaks.append(process.peak_memory)
-        return rows(group, protocol, candidates, peaks, None)
-    with ExitStack() as stack:
-        processes = [stack.enter_context(_start(candidate)) for candidate in candidates]
-        costs = take_turns({f'{process.candidate.label} {process.candidate.setup}': process.turn
-                            for process in processes}, protocol.rounds, label=label)
-    return rows(group, protocol, candidates, [process.peak_memory for process in processes], list(costs.values()))
-
-
-def _start(candidate: Candidate) -> StepProcess:
     try:
-        return StepProcess(candidate)
+        if protocol.work == 'memory':
+            return rows(group, protocol, candidates, [peak_memory(candidate) for candidate in candidates], None)
+        with ExitStack() as stack:
+            processes = [stack.enter_context(StepProcess(candidate)) for candidate in candidates]
+            costs = take_turns({f'{process.candidate.label} {process.candidate.setup}': process.turn
+                                for process in processes}, protocol.rounds, label=label)
     except DoesNotFit as error:
-        raise UserError(
-            f'{candidate.label} ({candidate.setup}) does not fit into memory with batches of {candidate.batch_size} '
-            f'beside the others of its group ({error}): give a smaller --batch-size, or --start-batch-size') from error
+        raise UserError(f'{" and ".join(group)} do not fit into memory side by side ({error}): give a smaller '
+                        '--batch-size, or --start-batch-size') from error
+    return rows(group, protocol, candidates, [process.peak_memory for process in processes], list(costs.values()))
 
 
 def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peaks: list[int],

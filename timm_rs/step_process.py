@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 
 from timm_rs.backends import BACKENDS, inference_backends
 from timm_rs.benchmark import Cost, cpu_seconds
@@ -30,7 +31,9 @@ from timm_rs.training.runlog import Progress
 from timm_rs.training.schedule import create_optimizer
 
 # What a setup may be made of, as in channels_last+bf16+fused: changes to the recipe.
+TIMMS_LOOP = 'timm'  # and this: the update of timm's train.py, without the guard of ours
 PARTS: dict[str, dict[str, Any]] = {
+    TIMMS_LOOP: {},
     'eager': {},
     'channels_last': dict(channels_last=True),
     'bf16': dict(amp=True, amp_dtype='bfloat16'),
@@ -39,7 +42,6 @@ PARTS: dict[str, dict[str, Any]] = {
     'compile': dict(torchcompile='inductor'),
     'checkpointing': dict(grad_checkpointing=True),
 }
-TIMMS_LOOP = 'timm'  # alone: the step of timm's train.py with its defaults, without the guard of ours
 MIB = 1 << 20
 
 
@@ -77,11 +79,11 @@ def check_setup(setup: str, work: str) -> None:
     if work == 'infer':
         if setup not in BACKENDS:
             raise UserError(f'unknown back-end {setup}: there are {", ".join(BACKENDS)}.{nearest(setup, BACKENDS)}')
-    elif setup != TIMMS_LOOP:
-        for part in setup.split('+'):
-            if part not in PARTS:
-                raise UserError(f'unknown setup {setup}: it is {TIMMS_LOOP}, or made of {", ".join(PARTS)}, joined by '
-                                f'+.{nearest(part, PARTS)}')
+        return
+    for part in setup.split('+'):
+        if part not in PARTS:
+            raise UserError(
+                f'unknown setup {setup}: it is made of {", ".join(PARTS)}, joined by +.{nearest(part, PARTS)}')
 
 
 def precision_of(setup: str) -> str:
@@ -102,12 +104,12 @@ def step_recipe(candidate: Candidate) -> Recipe:
         if 'efficientnet' in candidate.model:
             values |= dict(opt='rmsproptf', opt_eps=1e-3, drop_path=0.2)
     values |= dict(channels_last=False, amp=False, amp_dtype='float16', torchcompile=None)  # the setup says
-    if candidate.work == 'train' and candidate.setup != TIMMS_LOOP:
+    if candidate.work == 'train':
         for part in candidate.setup.split('+'):
             values |= PARTS[part]
     return replace(
         Recipe(**values), model=candidate.model, img_size=candidate.img_size, batch_size=candidate.batch_size,
-        num_classes=1000, lr=1e-6, log_interval=1_000_000, device=candidate.device)
+        input_size=None, num_classes=1000, lr=1e-6, log_interval=1_000_000, device=candidate.device)
 
 
 # ---- in the process ---------------------------------------------------------------------------------------------
@@ -119,9 +121,11 @@ def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
     pixels = torch.randint(256, (candidate.batch_size, *config['input_size']), dtype=torch.uint8)
     mean, std = (255 * torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
     images = ((pixels - mean) / std).to(device.torch_device)
-    targets = torch.randint(recipe.num_classes or 1, (candidate.batch_size,)).to(device.torch_device)
+    targets = torch.randint(model.num_classes, (candidate.batch_size,)).to(device.torch_device)
     if candidate.work == 'train':
-        return create_training(recipe, device, model, images, targets, candidate.setup == TIMMS_LOOP)
+        if recipe.mixes_images:
+            targets = F.one_hot(targets, model.num_classes).float()
+        return create_training(recipe, device, model, images, targets, TIMMS_LOOP in candidate.setup.split('+'))
     run = inference_backends(model, images, [candidate.setup])[candidate.setup]
 
     def work(steps: int) -> None:
@@ -139,15 +143,18 @@ def create_training(recipe: Recipe, device: Device, model: Any, images: torch.Te
         scaler=device.grad_scaler(amp_dtype(recipe)), ema=create_ema(model, recipe),
         unreported=torch.zeros(2, device=device.torch_device))
     place, progress = Place(), Progress(1, 0, 1, enabled=False)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
 
     def work(steps: int) -> None:
         for _ in train_updates(training, [(images, targets)] * steps, recipe, device, place, progress):
             pass
 
     def timms_work(steps: int) -> None:
-        model.train()
+        training.wrapped.train()
         for _ in range(steps):
-            training.loss(model(images), targets).backward()
+            with device.autocast(amp_dtype(recipe)):
+                loss = training.loss(training.wrapped(images.contiguous(memory_format=layout)), targets)
+            loss.backward()
             training.optimizer.step()
             training.optimizer.zero_grad()
             place.update += 1
@@ -304,6 +311,12 @@ def fit(candidate: Candidate, images: int) -> Candidate:
             candidate = replace(candidate, batch_size=candidate.batch_size // 2)
         else:
             return candidate
+
+
+def peak_memory(candidate: Candidate) -> int:
+    """Bytes that the candidate needs at most, as `StepProcess` measures them. Raises as it does."""
+    with StepProcess(candidate) as process:
+        return process.peak_memory
 
 
 def check_model(name: str) -> None:

@@ -95,7 +95,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
                             help=f'of {", ".join(BACKENDS)} [all of --precision that are here, but compiled ones]')
     else:
         parser.add_argument('--setups', nargs='+', metavar='PART+PART',
-                            help=f'made of {", ".join(PARTS)}; or timm: the loop of its train.py [channels_last]')
+                            help=f'made of {", ".join(PARTS)}; timm is the loop of its train.py [channels_last]')
         parser.add_argument('--recipe', default='', metavar='FILE',
                             help='take optimizer, average and regularisers of the step from this recipe [SGD for '
                             'ResNets, RMSProp for EfficientNets, with averaging]')
