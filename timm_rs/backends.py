@@ -82,7 +82,7 @@ def _compiled_bf16(model: nn.Module, images: torch.Tensor, calibration: torch.Te
 
 def _compile(model: nn.Module, images: torch.Tensor) -> Runner:
     # Freezing makes the weights constants, and lays them out for the CPU's convolutions.
-    options = dict(freezing=True) if images.device.type == 'cpu' else None
+    options: Any = dict(freezing=True) if images.device.type == 'cpu' else None
     runner = run_torch(torch.compile(model, options=options), torch.channels_last)
     runner(images)  # compiles
     return runner
@@ -143,7 +143,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
     for package in ('onnx', 'onnxscript'):
         need(package)
     try:
-        with _hushed('torch.onnx._internal.exporter._schemas'):  # warns of operations that are not ours
+        with hushed('torch.onnx._internal.exporter._schemas'):  # warns of operations that are not ours
             exported: Any = torch.onnx.export(
                 program, dynamo=True, input_names=[IMAGES], output_names=[LOGITS], verbose=False)
             return exported.model_proto
@@ -166,7 +166,7 @@ def quantize_onnx(model: Any, calibration: torch.Tensor) -> Any:
         def get_next(self) -> Any:
             return next(self.batches, None)
 
-    with tempfile.TemporaryDirectory() as folder, _hushed('root'):
+    with tempfile.TemporaryDirectory() as folder, hushed('root'):
         quantized = Path(folder, 'quantized.onnx')
         quantize_static(model, quantized, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
@@ -205,7 +205,7 @@ def to_openvino(program: torch.export.ExportedProgram, image_shape: Iterable[int
     """The graph as an openvino.Model for images of `image_shape` (C, H, W); -1: any batch size."""
     need('openvino')
     import openvino
-    with _hushed():
+    with hushed():
         graph = openvino.convert_model(program)
     graph.reshape([batch_size, *image_shape])
     graph.inputs[0].get_tensor().set_names({IMAGES})
@@ -216,7 +216,7 @@ def to_openvino(program: torch.export.ExportedProgram, image_shape: Iterable[int
 def quantize_openvino(graph: Any, calibration: torch.Tensor) -> Any:
     """An openvino.Model with convolutions and linear layers in int8, by the ranges seen on `calibration`."""
     need('nncf')
-    with _hushed('nncf'):
+    with hushed('nncf'):
         import nncf
         batches = [batch.numpy() for batch in calibration.cpu().split(1)]
         return nncf.quantize(graph, nncf.Dataset(batches), subset_size=len(batches))
@@ -255,7 +255,7 @@ def need(package: str) -> None:
 
 
 @contextmanager
-def _hushed(*loggers: str) -> Iterator[None]:
+def hushed(*loggers: str) -> Iterator[None]:
     """Without warnings of packages about themselves, nor the chatter of these loggers (errors remain)."""
     levels = {logger: logging.getLogger(logger).level for logger in loggers}
     for logger in loggers:
