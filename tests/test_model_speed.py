@@ -34,7 +34,7 @@ def made_up_rows(group=GROUPS[1]):
                   for index, candidate in enumerate(candidates)]
     seconds = [1.0, 0.8, 1.0, 0.8]
     return rows(group, PROTOCOL, candidates, [4 << 30, 2 << 30, 2 << 30, 1 << 30],
-                [[Cost(wall, wall), Cost(wall, wall)] for wall in seconds])
+                [[Cost(cpu, wall), Cost(cpu, wall)] for cpu, wall in zip([2, 2, 1, 1], seconds, strict=True)])
 
 
 def test_the_groups_are_the_papers_points_and_efficientnets_at_their_published_resolutions():
@@ -50,6 +50,7 @@ def test_ratios_are_per_image_to_the_first_point_and_to_the_first_setup():
     found = made_up_rows()
     assert [row['speed_ratio_to_base_median'] for row in found] == [1, 1, 2, 2]
     assert [row['speed_ratio_to_first_setup_median'] for row in found] == [1, 1.25, 1, 1.25]
+    assert [row['cpu_ratio_to_base_median'] for row in found] == [1, 1, 4, 4]
     assert [row['memory_ratio_to_base'] for row in found] == [1, 1, 4, 4]
     assert [row['memory_ratio_to_first_setup'] for row in found] == [1, 2, 1, 2]
     assert [row['latency_1024_s_median'] for row in found] == [256, 204.8, 128, 102.4]

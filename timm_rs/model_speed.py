@@ -155,7 +155,8 @@ def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peak
     source = provenance()
     found = []
     for index, candidate in enumerate(candidates):
-        base, first = index % len(protocol.setups), index - index % len(protocol.setups)
+        setup = index % len(protocol.setups)
+        others = {'to_base': setup, 'to_first_setup': index - setup}
         row: dict[str, Any] = protocol.key(candidate, group[0])
         row |= dict(batch_size=candidate.batch_size, peak_memory_gib=_digits(peaks[index] / GIB))
         if costs is not None:
@@ -166,10 +167,16 @@ def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peak
             row |= _named('image_ms', [1e3 * cost.wall for cost in per_image])
             row |= _named('images_per_s', [1 / cost.wall for cost in per_image])
             row |= _named('latency_1024_s', [PAPERS_IMAGES * cost.wall for cost in per_image])
-            for name, other in (('speed_ratio_to_base', base), ('speed_ratio_to_first_setup', first)):
-                row |= _named(name, ratios(_per_image(costs[other], candidates[other]), per_image, 'wall'))
-        for name, other in (('memory_ratio_to_base', base), ('memory_ratio_to_first_setup', first)):
-            row[name] = _digits(peaks[other] / candidates[other].batch_size / (peaks[index] / candidate.batch_size))
+            clocks = {'speed': 'wall'}
+            if candidate.device == 'cpu':  # processor time hardly depends on what else the machine does
+                clocks['cpu'] = 'cpu'
+                row |= _named('step_cpu_ms', [1e3 * cost.cpu for cost in steps])
+            for (name, clock), (to, other) in itertools.product(clocks.items(), others.items()):
+                row |= _named(f'{name}_ratio_{to}',
+                              ratios(_per_image(costs[other], candidates[other]), per_image, clock))
+        for to, other in others.items():
+            theirs = peaks[other] / candidates[other].batch_size
+            row[f'memory_ratio_{to}'] = _digits(theirs / (peaks[index] / candidate.batch_size))
         found.append(row | dict(memory_is='allocated by torch' if candidate.device.startswith('cuda') else
                                 'growth of resident memory') | source)
         package = candidate.setup.partition('_')[0]
