@@ -143,8 +143,8 @@ def describe(source: Source, format: str, precision: str, num_folded: int, batch
         model=source.name, format=format, precision=precision, folded_batch_norms=num_folded,
         input=dict(name=IMAGES, dtype='float32', shape=[batch_size or 'batch', *config['input_size']]),
         output=dict(name=LOGITS, dtype='float32', shape=[batch_size or 'batch', source.model.num_classes]),
-        data_config={key: config[key] for key in (
-            'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
+        data_config={key: list(config[key]) for key in ('input_size', 'mean', 'std')} | {
+            key: config[key] for key in ('interpolation', 'crop_pct', 'crop_mode')},
         preprocessing=recipe.preprocessing, input_img_mode=recipe.input_img_mode, class_names=source.class_names,
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
 

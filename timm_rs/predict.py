@@ -129,8 +129,8 @@ class FileSamples(Samples):
 
 def download(url: str) -> bytes:
     """What is at `url`, up to `MAX_DOWNLOAD` bytes. Raises OSError that says what went wrong in a few words."""
-    request = urllib.request.Request(url, headers={'User-Agent': 'timm_rs'})  # some refuse Python's own
     try:
+        request = urllib.request.Request(url, headers={'User-Agent': 'timm_rs'})  # some refuse Python's own
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             content = answer.read(MAX_DOWNLOAD + 1)
     except urllib.error.HTTPError as error:
