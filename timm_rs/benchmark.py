@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import errno
 import io
 import math
 import os
@@ -12,6 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -43,18 +45,20 @@ class Cost(NamedTuple):
 
 
 def take_turns(
-        candidates: dict[str, Callable[[], int]], rounds: int, warmup: int = 1, label: str = 'benchmark'
+        candidates: dict[str, Callable[[], int | Cost]], rounds: int, warmup: int = 1, label: str = 'benchmark'
 ) -> dict[str, list[Cost]]:
-    """Run all candidates once per round, `warmup` rounds uncounted; each returns how many items it worked on.
+    """Run all candidates once per round, `warmup` rounds uncounted.
 
-    The time of child processes counts when they have ended by the time the candidate returns.
+    Each returns how many items it worked on, or what one cost if it has measured that itself. The time of child
+    processes counts when they have ended by the time the candidate returns.
     """
     costs: dict[str, list[Cost]] = {name: [] for name in candidates}
     turns = [(number, name) for number in range(-warmup, rounds) for name in candidates]
     for number, name in track(turns, label):
         cpu, wall = cpu_seconds(), time.perf_counter()
-        items = candidates[name]()
-        cost = Cost((cpu_seconds() - cpu) / items, (time.perf_counter() - wall) / items)
+        done = candidates[name]()
+        cost = done if isinstance(done, Cost) else Cost(
+            (cpu_seconds() - cpu) / done, (time.perf_counter() - wall) / done)
         if number >= 0:
             costs[name].append(cost)
     return costs
@@ -109,6 +113,18 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError where `append_rows` would, before hours of measuring."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
+
+
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add `rows` to the CSV at `path`; new columns come last. Raises UserError when it cannot be written."""
     rows = list(rows)
@@ -123,7 +139,7 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             writer.writeheader()
             writer.writerows(rows)
     except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --output') from error
+        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
 
 
 def decoding_psnr(samples: Samples, size: int, count: int) -> tuple[float, float | None, float]:

@@ -1,21 +1,40 @@
 #!/usr/bin/env python
-"""Measure speed here: candidates in turn, medians and spreads, rows with provenance.
+"""Measure speed and memory here: candidates in turn, medians and spreads, rows with provenance.
 
 examples:
+  python tools/benchmark.py train --table3 --device cuda --resume
+  python tools/benchmark.py train --table3 --device cpu --start-batch-size 4 --rounds 3
+  python tools/benchmark.py train --models tf_efficientnet_b0@224 resnetrs_50@160 --batch-size 8 --images 16
+  python tools/benchmark.py train --models resnetrs_50@160 --setups timm channels_last+fused channels_last+bf16+compile
+  python tools/benchmark.py infer --table7 --device cuda --precision bf16 --resume
+  python tools/benchmark.py memory --table3 --precision bf16
   python tools/benchmark.py loader --recipe train_recipes/rs50.yaml
   python tools/benchmark.py loader --recipe train_recipes/rs152_i224.yaml --data-dir imagenet --workers 8
 """
 
+import argparse
 import dataclasses
+import re
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 
 import timm_rs  # noqa: F401  (registers the models)
-from timm_rs.benchmark import append_rows, decoding_psnr, provenance, ratios, spread, take_turns, write_photos
+from timm_rs.backends import BACKENDS
+from timm_rs.benchmark import (
+    append_rows,
+    check_writable,
+    decoding_psnr,
+    provenance,
+    ratios,
+    spread,
+    take_turns,
+    write_photos,
+)
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_train_loader, num_workers
 from timm_rs.data.samples import Samples, Subset, as_samples
@@ -23,7 +42,21 @@ from timm_rs.data.shards import open_shards, pack
 from timm_rs.data.workers import num_cores
 from timm_rs.device import Device
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.model_speed import (
+    FIGURE_5,
+    PAPERS_BATCH_SIZE,
+    PAPERS_IMAGES,
+    TABLE_3,
+    TABLE_7,
+    Protocol,
+    inference_setups,
+    measure,
+    remaining,
+    table,
+    training_setups,
+)
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve
+from timm_rs.step_process import PARTS, check_model
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,10 +68,84 @@ def main(argv: list[str] | None = None) -> None:
     loader.add_argument('--no-pack', action='store_true', help='leave out packed shards')
     loader.add_argument('--csv', type=Path, help='add the rows to this file, e.g. results/loader.csv')
     add_recipe_arguments(loader)
+    for work, words in (('train', 'training steps: time, images per second and peak memory'),
+                        ('infer', 'forward passes: the same, by back-end'),
+                        ('memory', 'peak memory of training steps, without the clock')):
+        add_model_arguments(commands.add_parser(work, help=words, description=words), work)
     arguments = parser.parse_args(argv)
     with exit_on_user_error():
-        recipe, _ = resolve(arguments)
-        benchmark_loader(recipe, arguments)
+        if arguments.command == 'loader':
+            recipe, _ = resolve(arguments)
+            benchmark_loader(recipe, arguments)
+        else:
+            benchmark_models(arguments)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument('--models', nargs='+', metavar='NAME[@SIZE]',
+                       help='timm models, in turn; ratios are to the first')
+    which.add_argument('--table3', action='store_const', const=TABLE_3, dest='groups', help='the pairs of Table 3')
+    which.add_argument('--table7', action='store_const', const=TABLE_7, dest='groups',
+                       help='all models of Table 7, each ResNet-RS beside the EfficientNet of about its accuracy')
+    which.add_argument('--figure5', action='store_const', const=FIGURE_5, dest='groups',
+                       help='EfficientNet-RS beside EfficientNet')
+    if work == 'infer':
+        parser.add_argument('--backends', nargs='+', dest='setups', metavar='NAME',
+                            help=f'of {", ".join(BACKENDS)} [all of --precision that are here, but compiled ones]')
+    else:
+        parser.add_argument('--setups', nargs='+', metavar='PART+PART',
+                            help=f'made of {", ".join(PARTS)}; timm is the loop of its train.py [channels_last]')
+        parser.add_argument('--recipe', default='', metavar='FILE',
+                            help='take optimizer, average and regularisers of the step from this recipe [SGD for '
+                            'ResNets, RMSProp for EfficientNets, with averaging]')
+    parser.add_argument('--precision', choices=('fp32', 'bf16', *(['int8'] if work == 'infer' else [])),
+                        default='fp32', help='of what is measured [fp32]')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='cuda, cuda:N or cpu [cuda where there is one]')
+    parser.add_argument('--batch-size', default='auto', metavar='N|auto',
+                        help='auto: halved until it fits into memory, as in the paper [auto]')
+    parser.add_argument('--start-batch-size', type=int, default=PAPERS_BATCH_SIZE, metavar='N',
+                        help=f'where auto begins [{PAPERS_BATCH_SIZE}]')
+    parser.add_argument('--images', type=int, metavar='N', help='at least so many per turn; 0 for one batch '
+                        f'[{PAPERS_IMAGES} as in the paper, on a CPU 0]')
+    parser.add_argument('--rounds', type=int, default=5, help='turns of each that count, after one that does not [5]')
+    parser.add_argument('--csv', type=Path, default=Path(f'results/{work}.csv'), help='rows are added there '
+                        f'[results/{work}.csv]')
+    parser.add_argument('--resume', action='store_true', help='leave out what has its rows in the CSV already')
+
+
+def benchmark_models(arguments: Any) -> None:
+    images = arguments.images
+    if images is None:
+        images = PAPERS_IMAGES if arguments.device.startswith('cuda') else 0
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', arguments.device):
+        raise UserError(f'unknown device {arguments.device}: use cpu, cuda or cuda:N')
+    search = arguments.batch_size == 'auto'
+    batch_size = str(arguments.start_batch_size if search else arguments.batch_size)
+    if not batch_size.isdigit() or min(int(batch_size), arguments.rounds) < 1 or images < 0:
+        raise UserError('--batch-size (or auto), --start-batch-size and --rounds must be at least 1, --images 0')
+    setups = (inference_setups(arguments.setups, arguments.precision, arguments.device) if arguments.command == 'infer'
+              else training_setups(arguments.setups, arguments.precision))
+    protocol = Protocol(arguments.command, setups, int(batch_size), search, images, arguments.rounds, arguments.device,
+                        getattr(arguments, 'recipe', ''))
+    groups = arguments.groups or [list(dict.fromkeys(
+        point if '@' in point else f'{point}@{default_size(point)}' for point in arguments.models))]
+    unmeasured = remaining(groups, protocol, arguments.csv if arguments.resume else None)
+    if len(unmeasured) < len(groups):
+        print(f'{len(groups) - len(unmeasured)} of {len(groups)} groups are in {arguments.csv} already')
+    check_writable(arguments.csv)
+    if warning := protocol.warning():
+        print(warning)
+    for rows in measure(unmeasured, protocol):
+        append_rows(arguments.csv, rows)
+        print(table(rows), flush=True)
+
+
+def default_size(model: str) -> int:
+    """Pixels at which timm's configuration of `model` is trained."""
+    check_model(model)
+    return int(timm.get_pretrained_cfg(model).input_size[-1])
 
 
 def benchmark_loader(recipe: Recipe, arguments: Any) -> None:

@@ -1,5 +1,6 @@
 import csv
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,45 @@ def test_loaders_take_turns_and_rows_say_where_they_come_from(capsys, image_fold
     assert float(rows[0]['cpu_ratio_to_timm_median']) == 1 and float(rows[1]['cpu_ms_min']) > 0
     assert float(rows[1]['psnr_db_median']) > 50
     assert all(row['versions'].startswith('python 3') and row['hardware'] and row['commit'] for row in rows)
+
+
+def read_rows(path):
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_models_take_turns_and_finished_rows_are_not_measured_again(capsys, tmp_path):
+    argv = ['train', '--models', 'test_efficientnet@32', 'test_resnet@32', '--batch-size', '4', '--rounds', '2',
+            '--images', '8', '--device', 'cpu', '--csv', str(tmp_path / 'train.csv'), '--resume']
+    benchmark.main(argv)
+    assert 'x speed of test_efficientnet@32' in capsys.readouterr().out
+    rows = read_rows(tmp_path / 'train.csv')
+    assert [(row['model'], row['base'], row['steps'], row['rounds']) for row in rows] == [
+        (name, 'test_efficientnet@32', '2', '2') for name in ('test_efficientnet', 'test_resnet')]
+    for row in rows:
+        step_ms, latency_s = float(row['step_ms_median']), float(row['latency_1024_s_median'])
+        assert step_ms > 0 and latency_s == pytest.approx(1024 / 4 * step_ms / 1000, rel=1e-3)
+        assert float(row['step_ms_min']) <= step_ms <= float(row['step_ms_max'])
+        assert float(row['peak_memory_gib']) > 0 and row['versions'].startswith('python 3') and row['commit']
+    benchmark.main(argv)
+    assert capsys.readouterr().out == f'1 of 1 groups are in {tmp_path / "train.csv"} already\n'
+    assert read_rows(tmp_path / 'train.csv') == rows
+
+
+def test_a_batch_that_fits_is_found_and_memory_is_measured_without_a_clock(capsys, tmp_path):
+    benchmark.main(['memory', '--models', 'test_resnet', 'test_resnet', '--start-batch-size', '1', '--device', 'cpu',
+                    '--csv', str(tmp_path / 'memory.csv')])
+    row, = read_rows(tmp_path / 'memory.csv')
+    assert (row['img_size'], row['batch_size']) == ('160', '1') and 'halved from 1' in row['protocol']
+    assert float(row['peak_memory_gib']) > 0 and 'step_ms_median' not in row
+    assert 'GiB' in capsys.readouterr().out
+
+
+def test_backends_of_inference_are_compared(capsys, tmp_path):
+    benchmark.main(['infer', '--models', 'test_resnet@32', '--batch-size', '4', '--rounds', '2', '--device', 'cpu',
+                    '--backends', 'eager', 'folded', '--csv', str(tmp_path / 'infer.csv')])
+    assert [row['setup'] for row in read_rows(tmp_path / 'infer.csv')] == ['eager', 'folded']
+    assert 'x speed of eager' in capsys.readouterr().out
 
 
 def test_rows_join_those_of_before(tmp_path):
@@ -62,8 +102,16 @@ def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
 
 
 @pytest.mark.parametrize(('argv', 'words'), [
-    (['--images', '0'], '--images and --rounds must be at least 1'),
-    (['--data-dir', 'nowhere'], 'data folder nowhere does not exist'),
+    (['loader', '--images', '0'], '--images and --rounds must be at least 1'),
+    (['loader', '--data-dir', 'nowhere'], 'data folder nowhere does not exist'),
+    (['train'], 'one of the arguments --models --table3 --table7 --figure5 is required'),
+    (['train', '--table3', '--batch-size', 'many'], '--batch-size (or auto)'),
+    (['train', '--table3', '--rounds', '0'], '--rounds must be at least 1'),
+    (['train', '--models', 'resnetrs50x'], 'unknown model resnetrs50x. Did you mean resnetrs50?'),
+    (['infer', '--table7', '--device', 'tpu'], 'unknown device tpu: use cpu, cuda or cuda:N'),
+    (['train', '--table3', '--csv', f'{__file__}/train.csv'], 'test_benchmark.py/train.csv cannot be written'),
+    (['train', '--table3', '--csv', str(Path(__file__).parent)], 'tools cannot be written: Is a directory'),
+    (['infer', '--table7', '--backends', 'fast'], 'unknown back-end fast: there are eager'),
 ])
 def test_bad_arguments_are_one_line(capsys, argv, words):
-    assert words in failure(benchmark, capsys, 'loader', *argv)
+    assert words in failure(benchmark, capsys, *argv)

@@ -7,9 +7,14 @@ from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
 
 _MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
-           'RESOURCE_EXHAUSTED')
+_MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
+           'std::bad_alloc', 'RESOURCE_EXHAUSTED')
 _PEERS = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting', 'NCCL', 'Socket', 'Broken pipe',
           'gloo')
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _MEMORY)
 
 
 def explain(error: Exception, recipe: Recipe, device: Device, go_on: str) -> UserError | None:
@@ -17,7 +22,7 @@ def explain(error: Exception, recipe: Recipe, device: Device, go_on: str) -> Use
     if isinstance(error, UserError):
         return None
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _MEMORY):
+    if is_out_of_memory(error):
         smaller, steps = max(recipe.batch_size // 2, 1), 2 * recipe.grad_accum_steps
         return UserError(f'out of memory with batches of {recipe.batch_size} images: try --batch-size {smaller} '
                          f'--grad-accum-steps {steps} (as many images per update), --grad-checkpointing or --amp; '

@@ -1,0 +1,331 @@
+"""A training step, or a forward pass, in a process of its own: its memory and its failures are nobody else's."""
+
+import contextlib
+import multiprocessing
+import platform
+import re
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+
+from timm_rs.backends import BACKENDS, inference_backends
+from timm_rs.benchmark import Cost, cpu_seconds
+from timm_rs.device import Device
+from timm_rs.errors import UserError
+from timm_rs.recipe import Recipe, nearest, read_file
+from timm_rs.training.build import build_model, compile_and_distribute
+from timm_rs.training.ema import create_ema
+from timm_rs.training.engine import amp_dtype, create_loss, train_updates
+from timm_rs.training.faults import is_out_of_memory
+from timm_rs.training.runlog import Progress
+from timm_rs.training.schedule import create_optimizer
+from timm_rs.training.state import Place, Training
+
+# What a setup may be made of, as in channels_last+bf16+fused: changes to the recipe.
+TIMMS_LOOP = 'timm'  # and this: the update of timm's train.py, without the guard of ours
+PARTS: dict[str, dict[str, Any]] = {
+    TIMMS_LOOP: {},
+    'eager': {},
+    'channels_last': dict(channels_last=True),
+    'bf16': dict(amp=True, amp_dtype='bfloat16'),
+    'foreach': dict(opt_kwargs=dict(foreach=True)),
+    'fused': dict(opt_kwargs=dict(fused=True)),
+    'compile': dict(torchcompile='inductor'),
+    'checkpointing': dict(grad_checkpointing=True),
+}
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is measured: a turn is `steps` batches of `batch_size` images.
+
+    `setup` is made of `PARTS` for training, and one of `BACKENDS` for inference.
+    """
+
+    model: str
+    img_size: int
+    work: str  # train or infer
+    setup: str
+    batch_size: int
+    steps: int
+    device: str
+    recipe: str = ''  # file with the values of the training step; empty for those of `step_recipe`
+
+    @property
+    def label(self) -> str:
+        return f'{self.model}@{self.img_size}'
+
+    @property
+    def precision(self) -> str:
+        return precision_of(self.setup)
+
+
+class DoesNotFit(Exception):
+    """The batch is too large for the memory."""
+
+
+def check_setup(setup: str, work: str) -> None:
+    """Raise UserError unless `setup` can be measured."""
+    if work == 'infer':
+        if setup not in BACKENDS:
+            raise UserError(f'unknown back-end {setup}: there are {", ".join(BACKENDS)}.{nearest(setup, BACKENDS)}')
+        return
+    for part in setup.split('+'):
+        if part not in PARTS:
+            raise UserError(
+                f'unknown setup {setup}: it is made of {", ".join(PARTS)}, joined by +.{nearest(part, PARTS)}')
+
+
+def precision_of(setup: str) -> str:
+    """Of a setup or back-end: bf16, int8, or else fp32."""
+    return next((name for name in ('bf16', 'int8') if name in re.split(r'[+_]', setup)), 'fp32')
+
+
+def step_recipe(candidate: Candidate) -> Recipe:
+    """The recipe of the candidate's step: its file's values, or those which the recipes here share.
+
+    ResNets learn by SGD and EfficientNets by RMSProp, as in the paper; both are averaged. The learning rate is next to
+    nothing: the images are noise, and what the step costs does not depend on it.
+    """
+    if candidate.recipe:
+        values = read_file(candidate.recipe)
+    else:
+        values = dict(drop=0.25, model_ema=True, model_ema_decay=0.9999, model_ema_warmup=True, ema_ramp='tf')
+        if 'efficientnet' in candidate.model:
+            values |= dict(opt='rmsproptf', opt_eps=1e-3, drop_path=0.2)
+    values |= dict(channels_last=False, amp=False, amp_dtype='float16', torchcompile=None)  # the setup says
+    if candidate.work == 'train':
+        for part in candidate.setup.split('+'):
+            values |= PARTS[part]
+    return replace(
+        Recipe(**values), model=candidate.model, img_size=candidate.img_size, batch_size=candidate.batch_size,
+        input_size=None, num_classes=1000, lr=1e-6, log_interval=1_000_000, device=candidate.device)
+
+
+# ---- in the process ---------------------------------------------------------------------------------------------
+
+def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
+    """A function that makes so many steps of the candidate, on synthetic images that are on the device already."""
+    recipe = step_recipe(candidate)
+    model, config = build_model(recipe, device)
+    pixels = torch.randint(256, (candidate.batch_size, *config['input_size']), dtype=torch.uint8)
+    mean, std = (255 * torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
+    images = ((pixels - mean) / std).to(device.torch_device)
+    targets = torch.randint(model.num_classes, (candidate.batch_size,)).to(device.torch_device)
+    if candidate.work == 'train':
+        if recipe.mixes_images:
+            targets = F.one_hot(targets, model.num_classes).float()
+        return create_training(recipe, device, model, images, targets, TIMMS_LOOP in candidate.setup.split('+'))
+    run = inference_backends(model, images, [candidate.setup])[candidate.setup]
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            run(images)
+    return work
+
+
+def create_training(recipe: Recipe, device: Device, model: Any, images: torch.Tensor, targets: torch.Tensor,
+                    is_timms: bool) -> Callable[[int], None]:
+    """Updates of the real training loop, or of timm's."""
+    training = Training(
+        model=model, wrapped=compile_and_distribute(model, recipe, device), schedule=None,
+        optimizer=create_optimizer(model, recipe, device.world_size), loss=create_loss(recipe).to(device.torch_device),
+        scaler=device.grad_scaler(amp_dtype(recipe)), ema=create_ema(model, recipe, device),
+        unreported=device.put(torch.zeros(3)))
+    place, progress = Place(), Progress(1, 0, 1, enabled=False)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+
+    def work(steps: int) -> None:
+        for _ in train_updates(training, [(images, targets)] * steps, recipe, device, place, progress):
+            pass
+
+    def timms_work(steps: int) -> None:
+        training.wrapped.train()
+        for _ in range(steps):
+            with device.autocast(amp_dtype(recipe)):
+                loss = training.loss(training.wrapped(images.contiguous(memory_format=layout)), targets)
+            loss.backward()
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+            place.update += 1
+            if training.ema is not None:
+                training.ema.update(model, step=place.update)
+    return timms_work if is_timms else work
+
+
+def _serve(candidate: Candidate, connection: Connection) -> None:
+    """Be the candidate: send ('ready', peak memory in bytes), then answer every message with the cost of a turn."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends us
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        try:
+            device = Device(candidate.device)
+            on_cuda = device.torch_device.type == 'cuda'
+            if not on_cuda:
+                _limit_memory()
+            before = _resident('VmRSS')
+            work = create_work(candidate, device)
+            work(1)  # compiles, allocates what stays
+            _forget_peak(on_cuda)
+            work(1)
+            peak = torch.cuda.max_memory_allocated() if on_cuda else _resident('VmHWM') - before
+            _release(on_cuda)
+            connection.send(('ready', peak))
+            while connection.recv():
+                connection.send(('cost', _turn(work, candidate.steps, on_cuda)))
+        except UserError as error:
+            connection.send(('user error', str(error)))
+        except (RuntimeError, MemoryError) as error:
+            connection.send(('does not fit', (str(error).splitlines() or [''])[0]) if is_out_of_memory(error) else
+                            ('bug', traceback.format_exc()))
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception:
+            connection.send(('bug', traceback.format_exc()))
+
+
+def _turn(work: Callable[[int], None], steps: int, on_cuda: bool) -> Cost:
+    """The cost of one step. On a GPU, memory that the others needed meanwhile is taken back before the clock starts."""
+    if on_cuda:
+        work(1)
+        torch.cuda.synchronize()
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    work(steps)
+    if on_cuda:
+        torch.cuda.synchronize()
+    cost = Cost((cpu_seconds() - cpu) / steps, (time.perf_counter() - wall) / steps)
+    _release(on_cuda)
+    return cost
+
+
+def _release(on_cuda: bool) -> None:
+    if on_cuda:
+        torch.cuda.empty_cache()
+
+
+def _forget_peak(on_cuda: bool) -> None:
+    """Measure from here on: what building, exporting and compiling took is no part of a step."""
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # some containers do not allow it, and count all
+        Path('/proc/self/clear_refs').write_text('5')
+
+
+def _resident(field: str) -> int:
+    """Bytes in memory now (VmRSS) or at most so far (VmHWM), as Linux counts them for this process alone."""
+    return _kilobytes('/proc/self/status', field) * 1024
+
+
+def _limit_memory() -> None:
+    """Have allocations fail where the machine's free memory ends, instead of the kernel killing someone."""
+    if available := _kilobytes('/proc/meminfo', 'MemAvailable'):
+        limit = (_kilobytes('/proc/self/status', 'VmData') + available) * 1024 - 512 * MIB
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _kilobytes(path: str, field: str) -> int:
+    found = re.search(rf'^{field}:\s*(\d+) kB', Path(path).read_text(), re.M) if Path(path).exists() else None
+    return int(found[1]) if found else 0
+
+
+# ---- beside the process -----------------------------------------------------------------------------------------
+
+class StepProcess:
+    """A candidate that is ready to take turns. `peak_memory`, in bytes, is what its model and a step need.
+
+    On CUDA that is what torch allocates, on the CPU the growth of the resident memory. Raises DoesNotFit, and UserError
+    for what the person can mend.
+    """
+
+    def __init__(self, candidate: Candidate):
+        self.candidate = candidate
+        context = multiprocessing.get_context('forkserver')  # which imports torch once, and never computes
+        context.set_forkserver_preload([__name__])
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(candidate, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        try:
+            self.peak_memory: int = self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def turn(self) -> Cost:
+        """Make the steps of a turn; returns the cost of one."""
+        self.connection.send(True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            kind, content = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            kind, content = 'bug', f'the process of {self.candidate} ended with status {self.process.exitcode}'
+            if self.process.exitcode in (-signal.SIGKILL, -signal.SIGABRT):
+                kind = 'does not fit'
+        if kind == 'does not fit':
+            raise DoesNotFit(content)
+        if kind == 'user error':
+            raise UserError(content)
+        if kind == 'bug':
+            raise RuntimeError(content)
+        return content
+
+    def close(self) -> None:
+        self.connection.close()  # which tells it to go
+        self.process.join(timeout=5)
+        self.process.kill()
+        self.process.join()
+
+    def __enter__(self) -> 'StepProcess':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def fit(candidate: Candidate, images: int) -> Candidate:
+    """`candidate` with its batch halved until it fits, as the paper's protocol, and the steps for so many images.
+
+    Raises UserError when one image is too many.
+    """
+    while True:
+        candidate = replace(candidate, steps=-(-images // candidate.batch_size) if images else 1)
+        try:
+            StepProcess(candidate).close()
+        except DoesNotFit as error:
+            if candidate.batch_size == 1:
+                raise UserError(f'{candidate.label} does not fit into the memory of {candidate.device}, not even one '
+                                f'image ({error}); leave it out with --models') from error
+            candidate = replace(candidate, batch_size=candidate.batch_size // 2)
+        else:
+            return candidate
+
+
+def peak_memory(candidate: Candidate) -> int:
+    """Bytes that the candidate needs at most, as `StepProcess` measures them. Raises as it does."""
+    with StepProcess(candidate) as process:
+        return process.peak_memory
+
+
+def check_model(name: str) -> None:
+    """Raise UserError unless timm knows the model `name`."""
+    if not timm.is_model(name):
+        raise UserError(f'unknown model {name}.{nearest(name, timm.list_models())}')
+
+
+def is_bfloat16_emulated() -> bool:
+    """Whether the CPU computes bfloat16 by detours: x86 without AVX-512. It is right, and slow."""
+    return platform.machine() in ('x86_64', 'AMD64') and torch.backends.cpu.get_cpu_capability() in ('DEFAULT', 'AVX2')
