@@ -27,7 +27,8 @@ from torch import nn
 import timm_rs
 from timm_rs.atomic import atomic_write
 from timm_rs.data.bad_samples import BadSamples, default_limit
-from timm_rs.data.datasets import create_datasets, write_digits
+from timm_rs.data.class_names import write_class_names
+from timm_rs.data.datasets import class_to_index, create_datasets, write_digits
 from timm_rs.data.loader import create_eval_loader, create_train_loader
 from timm_rs.device import Device, create_device
 from timm_rs.errors import UserError, exit_on_user_error
@@ -44,14 +45,7 @@ from timm_rs.training.checkpoint import (
     resume,
 )
 from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import (
-    NonFiniteError,
-    amp_dtype,
-    create_loss,
-    evaluate,
-    train_updates,
-    updates_per_epoch,
-)
+from timm_rs.training.engine import NonFiniteError, amp_dtype, create_loss, evaluate, train_updates, updates_per_epoch
 from timm_rs.training.faults import explain
 from timm_rs.training.interruption import Interruption, Stopped
 from timm_rs.training.runlog import Progress, Summary, prepare_folder
@@ -122,6 +116,7 @@ def run_training(recipe: Recipe, device: Device) -> None:
     if device.is_primary:
         with atomic_write(folder / 'args.yaml') as file:
             file.write(to_yaml(recipe))
+        write_class_names(folder, class_to_index(train_set))
         summary.write()
     say(device, f'{recipe.model}: {count_parameters(model):.2f} M parameters, {data_config["input_size"][-1]} px, '
         f'{model.num_classes} classes, {len(train_set)} training images; lr {optimizer.defaults["lr"]:.4g}; '

@@ -1,13 +1,14 @@
 import contextlib
+import sys
 
 import pytest
 import torch
 
-from timm_rs.device import Device
+from timm_rs.device import Device, create_device
 from timm_rs.errors import UserError
 
 
-@pytest.mark.parametrize('name', ['tpu', 'gpu', 'cudaa', ''])
+@pytest.mark.parametrize('name', ['gpu', 'cudaa', ''])
 def test_unknown_device_is_refused(name):
     with pytest.raises(UserError, match='unknown device'):
         Device(name)
@@ -45,3 +46,14 @@ def test_an_error_of_the_primary_process_reaches_everyone():
     assert device.on_primary(lambda: 7) == 7
     with pytest.raises(UserError, match='no space'):
         device.on_primary(fail)
+
+
+def test_the_announced_successor_of_torch_xla_is_named_with_its_remedy():
+    with pytest.raises(UserError, match='pip install torch_tpu'):
+        create_device('tpu')
+
+
+def test_xla_without_torch_xla_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch_xla', None)
+    with pytest.raises(UserError, match=r'pip install "torch==2.9.0" "torch_xla\[tpu\]==2.9.0"'):
+        create_device('xla')

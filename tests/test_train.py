@@ -55,7 +55,7 @@ def test_training_leaves_a_run_in_timms_layout(run, image_folder, tmp_path):
     best = max(rows, key=lambda row: (float(row['eval_top1']), -int(row['epoch'])))
     checkpoints = ['last.pth.tar', 'model_best.pth.tar', f'checkpoint-{best["epoch"]}.pth.tar']
     files = {path.name for path in folder.iterdir()}
-    assert files == {'args.yaml', 'summary.csv', 'curves.png', *checkpoints,
+    assert files == {'args.yaml', 'class_names.txt', 'summary.csv', 'curves.png', *checkpoints,
                      *(f'{name}.sha256' for name in checkpoints)}
     assert Image.open(folder / 'curves.png').size > (600, 200)
     last = load(folder / 'last.pth.tar')

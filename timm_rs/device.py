@@ -267,10 +267,11 @@ class XlaDevice(Device):
                             f'"torch_xla[tpu]==2.9.0" ({error})') from None
         self._xla, self._model, self._metrics = torch_xla, torch_xla.core.xla_model, torch_xla.debug.metrics
         self._spmd = spmd
-        runtime.use_spmd()
+        if not runtime.is_spmd():
+            runtime.use_spmd()
         try:
             num_devices = runtime.global_runtime_device_count()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise UserError(f'torch_xla finds no {os.environ.get("PJRT_DEVICE", "device")}: '
                             f'{str(error).splitlines()[0]}; set PJRT_DEVICE to TPU or CPU') from None
         self.rank, self.world_size = runtime.process_index(), runtime.process_count()
@@ -317,7 +318,8 @@ class XlaDevice(Device):
 
     def to_cpu(self, tensors: Any) -> Any:
         leaves, structure = tree_flatten(tensors)
-        return tree_unflatten(self._model._maybe_convert_to_cpu(leaves), structure)  # all in one transfer
+        on_host: Any = self._model._maybe_convert_to_cpu(leaves)  # all in one transfer
+        return tree_unflatten(on_host, structure)
 
     def num_images(self, images: torch.Tensor) -> int:
         return len(images)  # the parts of all hosts are one tensor

@@ -19,6 +19,7 @@ from torch import nn
 import timm_rs
 from timm_rs.atomic import atomic_folder
 from timm_rs.complexity import measure
+from timm_rs.data.class_names import read_class_names
 from timm_rs.data.datasets import DIGITS_FOLDER
 from timm_rs.device import Device
 from timm_rs.errors import UserError
@@ -50,6 +51,7 @@ class Trained:
         epochs: epochs trained, None where the file does not say.
         metrics: top1 and top5 in % and loss on the validation split, as far as they were measured.
         images: number of validation images behind `metrics`, where known.
+        class_names: by class index, where the run recorded them.
         files: what goes along unchanged, name on the Hub -> path.
     """
     model: Any
@@ -60,6 +62,7 @@ class Trained:
     metrics: dict[str, float]
     images: int | None
     files: dict[str, Path]
+    class_names: list[str] | None = None
 
 
 def read_run(path: str | Path, weights: str | None = None) -> Trained:
@@ -95,7 +98,7 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
     if not images:
         files.pop('eval.json', None)  # it measured other weights
     return Trained(model.eval(), recipe, data_config, weights, None if epoch is None else epoch + 1,
-                   metrics, images, files)
+                   metrics, images, files, read_class_names(path.parent, model.num_classes))
 
 
 def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
@@ -246,7 +249,8 @@ def write_folder(
     dataset = dataset or dataset_name(recipe)
     try:
         with atomic_folder(folder) as target:
-            save_model(model, target, architecture, variant, data_config=trained.data_config)
+            save_model(model, target, architecture, variant, data_config=trained.data_config,
+                       model_config=dict(label_names=trained.class_names))
             (target / 'args.yaml').write_text(to_yaml(public_recipe(recipe)), encoding='utf-8')
             for file, source in trained.files.items():
                 shutil.copyfile(source, target / file)
@@ -366,7 +370,7 @@ def _results(trained: Trained, dataset: str, size: str) -> str:
 def _limits(trained: Trained, dataset: str, size: str) -> list[str]:
     recipe = trained.recipe
     limits = [f'Only measured on data like {dataset}, at {size}; nothing is known about other images.']
-    if not recipe.dataset:
+    if not recipe.dataset and not trained.class_names:
         limits.append('The names of the classes are not in the weights: class i is folder i of the training data, in '
                       'natural order.')
     if trained.metrics:

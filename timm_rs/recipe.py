@@ -404,7 +404,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
 
 
-class _KeyValues(argparse.Action):
+class KeyValues(argparse.Action):
     """`--model-kwargs depth=26 width=0.25` as a dict of Python literals (text where it is none)."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
@@ -436,7 +436,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             options['action'] = argparse.BooleanOptionalAction
         elif kind is dict:
-            options.update(nargs='*', action=_KeyValues, metavar='KEY=VALUE')
+            options.update(nargs='*', action=KeyValues, metavar='KEY=VALUE')
         elif kind is list:
             options.update(nargs=metadata['nargs'] or '+', type=element, metavar='N')
         else:

@@ -1,0 +1,136 @@
+"""The figure of accuracy against latency, and the paper's numbers behind it."""
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from timm_rs.errors import UserError
+from timm_rs.models import PAPER_POINTS
+from timm_rs.pareto import PAPER, Panel, Point, dominated, draw, measured_panels, paper_panel, published, speedups
+
+RECIPES = Path(__file__).parent / 'data/paper_table.csv'
+
+
+def point(family, label, seconds, top1, digitised=False):
+    return Point(family, label, (seconds, seconds * 0.9, seconds * 1.1), top1, digitised)
+
+
+def write_rows(path, *rows):
+    base = dict(work='train', setup='eager', precision='fp32', device='cpu', hardware='a CPU')
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, [*base, 'model', 'img_size', *(
+            f'latency_1024_s_{name}' for name in ('median', 'min', 'max'))])
+        writer.writeheader()
+        for model, size, seconds, *changes in rows:
+            writer.writerow(base | dict(model=model, img_size=size, latency_1024_s_median=seconds,
+                                        latency_1024_s_min=seconds, latency_1024_s_max=seconds) | dict(*changes))
+    return path
+
+
+def test_papers_table_has_all_points_and_agrees_with_the_recipes():
+    rows = published()
+    assert {(name.partition('.')[0], name.partition('_i')[2].partition('_')[0]) for name in PAPER_POINTS} <= set(rows)
+    assert sum(row['family'] == 'EfficientNet' for row in rows.values()) == 8
+    with open(RECIPES, newline='') as file:
+        for recipe in csv.DictReader(file):
+            row = rows.get((recipe['network'], recipe['img_size']))
+            if row and row['source'] == 'Table 7' and recipe['source'].startswith('Tables 7'):
+                assert float(row['top1']) == float(recipe['top1']), recipe['recipe']
+
+
+def test_papers_table_says_what_was_read_off_a_figure():
+    for row in published().values():
+        expected = 'digitised' if row['source'] == 'Figure 5' else 'printed'
+        assert (row['top1_is'], row['latency_is']) == (expected, expected)
+        assert bool(row['v100_fp32_s']) == (expected == 'printed')
+
+
+def test_speedups_of_the_papers_own_latencies_are_those_it_prints():
+    by_clock = {clock: {(base.label, other.label): round(ratio, 1) for base, other, ratio in speedups(
+        paper_panel(clock).points)} for clock in ('tpuv3', 'v100')}
+    pairs = [('B2@260', '101@160'), ('B4@380', '152@224'), ('B5@456', '270@256'), ('B6@528', '350@256')]
+    assert by_clock['v100'] == dict(zip(pairs, (2.1, 2.7, 2.2, 3.3), strict=True))  # Table 7
+    assert by_clock['tpuv3'] == dict(zip(pairs, (1.8, 2.2, 1.9, 2.7), strict=True))
+
+
+def test_dominated_is_what_another_beats_in_both():
+    best, equal, worse, fast = (point('ResNet-RS', label, seconds, top1) for label, seconds, top1 in (
+        ('a', 1, 80), ('b', 1, 80), ('c', 1, 79), ('d', 0.5, 70)))
+    assert dominated([best, equal, worse, fast]) == {worse}
+
+
+def test_speedup_pairs_have_the_nearest_accuracy_and_may_be_slower():
+    base = point('EfficientNet', 'B', 2, 80)
+    near, far = point('ResNet-RS', 'near', 4, 80.1), point('ResNet-RS', 'far', 1, 80.2)
+    assert speedups([base, near, far]) == [(base, near, 0.5)]
+    assert speedups([base, point('ResNet-RS', 'too far', 1, 80.3)]) == []
+
+
+def test_measured_latencies_meet_published_accuracies_in_a_panel_per_kind(tmp_path):
+    one = write_rows(tmp_path / 'one.csv', ('tf_efficientnet_b2', 260, 9.0), ('resnetrs_101.tf_i160_in1k', 160, 6.0),
+                     ('resnet50', 224, 5.0), ('resnetrs_101', 160, 3.0, [('precision', 'bf16')]))
+    two = write_rows(tmp_path / 'two.csv', ('resnetrs_101', 160, 4.5))  # measured again
+    panels, unknown = measured_panels([one, two])
+    assert unknown == ['resnet50@224']
+    assert [len(panel.points) for panel in panels] == [2, 1]
+    (_, other, ratio), = speedups(panels[0].points)
+    assert (other.label, other.top1, ratio) == ('101@160', 80.3, 2)
+    assert panels[0].title == 'measured here: training step, fp32, eager\na CPU'
+    kept, _ = measured_panels([one], dict(precision='bf16'))
+    assert [panel.title.partition('\n')[0] for panel in kept] == ['measured here: training step, bf16, eager']
+
+
+@pytest.mark.parametrize(('content', 'words'), [
+    ('', 'has no rows'),
+    ('model,img_size\nresnetrs_50,160\n', 'has no column latency_1024_s_median: give a CSV of tools/benchmark.py'),
+    ('model,img_size,latency_1024_s_median\nresnetrs_50,160,fast\n', 'the latency of resnetrs_50@160 is no number'),
+    ('model,img_size,latency_1024_s_median,latency_1024_s_min,latency_1024_s_max\nresnetrs_50,160,-1,-1,-1\n',
+     'resnetrs_50@160 has the latencies -1.0'),
+    ('model,img_size,latency_1024_s_median\nresnet50,224,1\n', 'no rows to draw'),
+])
+def test_files_that_cannot_be_drawn_are_named(content, words, tmp_path):
+    (tmp_path / 'x.csv').write_text(content)
+    with pytest.raises(UserError, match=words):
+        measured_panels([tmp_path / 'x.csv'])
+
+
+def test_figures_have_every_label_and_never_two_in_one_place(tmp_path, monkeypatch):
+    import matplotlib.figure
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', lambda self, *arguments, **options: (
+        figures.append(self), save(self, *arguments, **options))[1])
+    panel = paper_panel('tpuv3')
+    draw([panel, Panel('measured', panel.points[:5])], tmp_path / 'p.png')
+    figure, = figures
+    for axis, points in zip(figure.axes, (panel.points, panel.points[:5]), strict=True):
+        labels = [text for text in axis.texts if text.get_text()]
+        words = [text.get_text() for text in labels]
+        assert {one.label for one in points} <= set(words)
+        boxes = [text.get_window_extent() for text in labels]
+        frame = axis.get_window_extent()
+        for number, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:number]), words[number]
+            assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    assert 'published in the paper' in figure.axes[0].get_ylabel()
+    assert Image.open(tmp_path / 'p.png').size[0] > 800
+
+
+def test_svg_is_the_same_again(tmp_path):
+    panel = Panel('x', [point('ResNet-RS', '50@160', 1, 78.8), point('EfficientNet-RS', 'B4@192', 2, 80, True)])
+    for name in ('a.svg', 'b.svg'):
+        draw([panel], tmp_path / name)
+    assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
+
+
+def test_other_formats_and_places_are_refused(tmp_path):
+    with pytest.raises(UserError, match='ends with .png or .svg'):
+        draw([], tmp_path / 'x.pdf')
+    with pytest.raises(UserError, match='cannot be written'):
+        draw([Panel('x', [point('ResNet-RS', '50@160', 1, 78.8)])], tmp_path / 'none/x.svg')
+
+
+def test_papers_numbers_have_a_source_each():
+    with open(PAPER, newline='') as file:
+        assert all(row['source'] in ('Table 3', 'Table 7', 'Figure 5') for row in csv.DictReader(file))
