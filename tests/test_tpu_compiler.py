@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import subprocess
 import sys
@@ -24,8 +23,6 @@ from timm_rs.tpu_compiler import (
 
 ROOT = Path(__file__).parents[1]
 V5E = find_tpu('v5e')
-needs_torch_xla = pytest.mark.skipif(
-    not importlib.util.find_spec('torch_xla'), reason='needs torch_xla: pip install "torch==2.9.0" "torch_xla==2.9.0"')
 
 
 @pytest.fixture(autouse=True)
@@ -230,8 +227,7 @@ print('equal')
 """
 
 
-@needs_torch_xla
-@pytest.mark.slow
+@pytest.mark.xla
 @pytest.mark.parametrize('model', ['resnetrs', 'efficientnet'])
 def test_the_traced_step_is_the_one_that_runs_after_the_first(model):
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', COMPARE, model], cwd=ROOT, capture_output=True,
