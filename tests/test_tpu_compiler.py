@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import subprocess
 import sys
@@ -24,8 +23,6 @@ from timm_rs.tpu_compiler import (
 
 ROOT = Path(__file__).parents[1]
 V5E = find_tpu('v5e')
-needs_torch_xla = pytest.mark.skipif(
-    not importlib.util.find_spec('torch_xla'), reason='needs torch_xla: pip install "torch==2.9.0" "torch_xla==2.9.0"')
 
 
 @pytest.fixture(autouse=True)
@@ -220,21 +217,20 @@ def pending(device):
 
 tpu_compiler._pending_program = operations
 traced = tpu_compiler.trace_step(recipe, device)
-executed = device._metrics.metric_data('ExecuteTime')
-# Now the same with every update run.
-tpu_compiler._forget = lambda device: device._xla.sync()
+# Now the same, but the first update is run, not forgotten.
+forget = [lambda device: device._xla.sync(), tpu_compiler._forget]
+tpu_compiler._forget = lambda device: forget.pop(0)(device)
 ran = tpu_compiler.trace_step(recipe, device)
 assert sum(traced.values()) > 500 and sum(shape.startswith('u8[8,32,32,3]') for shape in traced) == 1, traced
 assert traced == ran, (traced - ran, ran - traced)
-print('equal', executed)
+print('equal')
 """
 
 
-@needs_torch_xla
-@pytest.mark.slow
+@pytest.mark.xla
 @pytest.mark.parametrize('model', ['resnetrs', 'efficientnet'])
 def test_the_traced_step_is_the_one_that_runs_after_the_first(model):
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', COMPARE, model], cwd=ROOT, capture_output=True,
                           text=True, check=False, env=os.environ | dict(PYTHONPATH=str(ROOT)))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith('equal')
+    assert done.stdout == 'equal\n'

@@ -1,5 +1,4 @@
 import csv
-import importlib.util
 import os
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from timm_rs.tpu_compiler import PYTHON_VARIABLE, Compiler, describe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / 'train_recipes/rs50.yaml'
-needs_torch_xla = pytest.mark.skipif(
-    not importlib.util.find_spec('torch_xla'), reason='needs torch_xla: pip install "torch==2.9.0" "torch_xla==2.9.0"')
 STEP = [*TINY[:TINY.index('--device')], '--batch-size', '8']
 
 
@@ -34,7 +31,7 @@ def compile_with(tool, capsys, tmp_path):
     return run
 
 
-@needs_torch_xla
+@pytest.mark.xla
 def test_row_says_that_it_is_no_run_and_where_it_comes_from(compile_with, tmp_path):
     out, row = compile_with(fake_python(tmp_path, COMPILED), '--tpu', 'v3')
     assert 'of 15.48 GiB' in out and 'exchanges: 2 all-reduce, 2 all-gather' in out
@@ -46,7 +43,7 @@ def test_row_says_that_it_is_no_run_and_where_it_comes_from(compile_with, tmp_pa
     assert row['date'] and row['commit'] and row['hardware'] and row['command']
 
 
-@needs_torch_xla
+@pytest.mark.xla
 def test_out_of_memory_is_said_with_what_helps(compile_with, tmp_path):
     python = fake_python(tmp_path, dict(error=OUT_OF_MEMORY, compile_s=5.5, versions='jax 0, libtpu 0'))
     out, row = compile_with(python, '--tpu', 'v5e')
@@ -54,7 +51,7 @@ def test_out_of_memory_is_said_with_what_helps(compile_with, tmp_path):
     assert (row['fits'], row['temporaries_gib'], row['largest_batch_guess']) == ('False', '105.7', '8')
 
 
-@needs_torch_xla
+@pytest.mark.xla
 def test_largest_batch_is_found_by_compiling(tool, compile_with, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, 'trace', lambda recipe, num_devices: str(recipe.batch_size).encode())
     monkeypatch.setattr(tool.Compiler, 'compile', lambda self, program, tpu, chips: COMPILED | dict(hlo=HLO) if int(
@@ -64,7 +61,7 @@ def test_largest_batch_is_found_by_compiling(tool, compile_with, capsys, tmp_pat
     assert 'largest batch that fits: 16 per device' in out and row['largest_batch'] == '16'
 
 
-@needs_torch_xla
+@pytest.mark.xla
 def test_what_cannot_be_trained_on_xla_is_said_by_the_process_that_traces(tool, capsys, tmp_path):
     assert 'mixed precision on device xla is bfloat16' in failure(
         tool, capsys, *STEP, '--tpu', 'v5e', '--amp', '--compiler-python', fake_python(tmp_path, COMPILED))
@@ -118,8 +115,7 @@ def test_comparison_keeps_the_papers_numbers_apart_from_ours(tool):
     assert ours.splitlines()[-1].endswith('out of memory')
 
 
-@needs_torch_xla
-@pytest.mark.slow
+@pytest.mark.xla
 @pytest.mark.skipif(not os.environ.get(PYTHON_VARIABLE), reason=(
     f'needs the TPU compiler: python3 -m venv venv_tpu && venv_tpu/bin/pip install -c constraints-tpu-compile.txt jax '
     f'libtpu && export {PYTHON_VARIABLE}=$PWD/venv_tpu/bin/python'))

@@ -7,7 +7,6 @@ from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
 
 _MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
-_MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
            'std::bad_alloc', 'RESOURCE_EXHAUSTED')
 _PEERS = ('Connection closed by peer', 'Connection reset by peer', 'Timed out waiting', 'NCCL', 'Socket', 'Broken pipe',
           'gloo')
