@@ -99,7 +99,8 @@ def test_after_the_first_update_nothing_compiles_and_nothing_is_read_between_rep
 
 @pytest.mark.parametrize('model', ['resnetrs_50', 'efficientnet_rs_b4'])
 def test_steps_of_whole_networks_compile_once(data, tmp_path, model):
-    small = ['--model', model, '--img-size', '32', '--workers', '0', '--epochs', '1', *HARD, *data, *batch(1)]
+    small = ['--model', model, '--img-size', '32', '--workers', '0', '--epochs', '1', *HARD, *data, *batch(1),
+             '--warmup-epochs', '0', '--cooldown-epochs', '0']
     run, = train_on_xla(tmp_path, 1, step=[(small, 0)])['step']
     assert_static(run)
     assert run['dtypes'] == ['torch.bfloat16']
