@@ -78,17 +78,16 @@ def on_four(data, tmp_path_factory):
                    ([*small, *batch(4), '--experiment', 'to_cpu'], 4)]), output
 
 
-def assert_static(run: dict, compiling: int = 1) -> None:
-    """Nothing compiled after the first `compiling` updates and evaluation batches; nothing read between reports."""
+def assert_static(run: dict, lag: int = 2) -> None:
+    """Nothing compiled after the first update and batch of evaluation; nothing read but reports, `lag` updates late."""
     updates, batches = run['updates'], run['batches']
     assert run['code'] == 0 and len(updates) > 5 and len(batches) > 5
     assert run['added']['on_host'] == 0
-    assert sum(update['compiled'] for update in updates[compiling:]) == 0
-    assert sum(batch['compiled'] for batch in batches[compiling:]) == 0
-    assert sum(batch['read'] for batch in batches) <= 3  # the totals, once for each evaluation
-    # A report takes two reads, two updates later.
-    allowed = [0, 0] + [2 * update['reported'] for update in updates]
-    assert all(update['read'] <= due for update, due in zip(updates, allowed, strict=False))
+    assert sum(update['compiled'] for update in updates[1:]) == 0
+    assert sum(batch['compiled'] for batch in batches[1:]) == 0
+    assert sum(batch['read'] for batch in batches) <= len(batches) // 3  # the totals, once in three batches
+    due = [0] * lag + [2 * update['reported'] for update in updates]  # a report is two tensors
+    assert all(update['read'] <= allowed for update, allowed in zip(updates, due, strict=False))
     assert any(update['read'] for update in updates)
 
 
@@ -108,7 +107,7 @@ def test_steps_of_whole_networks_compile_once(data, tmp_path, model):
 
 def test_windows_of_any_length_share_their_graphs(on_one):
     run, = on_one['accumulate']
-    assert_static(run)
+    assert_static(run, lag=1)  # two batches later, which is within the next update
     assert run['dtypes'] == ['torch.bfloat16']
 
 
