@@ -206,20 +206,17 @@ recipe = Recipe(**model, img_size=32, batch_size=4, num_classes=10, warmup_epoch
                 model_ema_warmup=True, amp=True, amp_dtype='bfloat16', mixup=0.2)
 device = XlaDevice()
 
-def operations(device):  # in place of the serialized program: what it computes, in no order
-    text = device._xla._XLAC._get_xla_tensors_hlo(pending(device))
+def operations():  # in place of the serialized program: what it computes, in no order
+    tensors = device._live_tensors()
+    needed = device._xla._XLAC._check_tensor_need_materialization(tensors)
+    text = device._xla._XLAC._get_xla_tensors_hlo([tensor for tensor, needs in zip(tensors, needed) if needs])
     return collections.Counter(re.findall(r'= (\\S+ [a-z-]+\\()', text))
 
-def pending(device):
-    tensors = tpu_compiler._live_tensors()
-    needed = device._xla._XLAC._check_tensor_need_materialization(tensors)
-    return [tensor for tensor, needs in zip(tensors, needed) if needs]
-
-tpu_compiler._pending_program = operations
+device.collected_program = operations
 traced = tpu_compiler.trace_step(recipe, device)
 # Now the same, but the first update is run, not forgotten.
-forget = [lambda device: device._xla.sync(), tpu_compiler._forget]
-tpu_compiler._forget = lambda device: forget.pop(0)(device)
+forget = [device._xla.sync, device.forget_collected]
+device.forget_collected = lambda: forget.pop(0)()
 ran = tpu_compiler.trace_step(recipe, device)
 assert sum(traced.values()) > 500 and sum(shape.startswith('u8[8,32,32,3]') for shape in traced) == 1, traced
 assert traced == ran, (traced - ran, ran - traced)
