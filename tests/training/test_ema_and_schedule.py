@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import timm_rs  # noqa: F401  (registers the models)
+from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
 from timm_rs.training.ema import create_ema
@@ -15,7 +16,8 @@ from timm_rs.training.schedule import create_optimizer, create_schedule, learnin
 
 def test_tensorflows_ramp_averages_weights_and_statistics_as_its_closed_form():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    ema = create_ema(model, Recipe(model_ema=True, model_ema_decay=0.9, model_ema_warmup=True, ema_ramp='tf'))
+    ema = create_ema(model, Recipe(model_ema=True, model_ema_decay=0.9, model_ema_warmup=True, ema_ramp='tf'),
+                     Device('cpu'))
     expected = {name: value.clone().double() for name, value in model.state_dict().items()}
     for update in range(1, 151):
         with torch.no_grad():
@@ -30,7 +32,7 @@ def test_tensorflows_ramp_averages_weights_and_statistics_as_its_closed_form():
 
 
 def test_averaging_is_off_unless_asked_for():
-    assert create_ema(nn.Linear(2, 2), Recipe()) is None
+    assert create_ema(nn.Linear(2, 2), Recipe(), Device('cpu')) is None
 
 
 @pytest.mark.parametrize(('recipe', 'world_size', 'expected'), [
@@ -146,7 +148,7 @@ def test_sgd_is_nesterov_and_momentum_is_not():
 
 def test_first_decay_of_the_average_is_two_elevenths_and_the_ramp_ends_at_update_89990():
     recipe = Recipe(model_ema=True, model_ema_decay=0.9999, model_ema_warmup=True, ema_ramp='tf')
-    ema = create_ema(nn.Linear(2, 2), recipe)
+    ema = create_ema(nn.Linear(2, 2), recipe, Device('cpu'))
     assert ema.get_decay(1) == 2 / 11
     assert ema.get_decay(89_989) < 0.9999
     assert ema.get_decay(89_990) == pytest.approx(0.9999, rel=1e-12) and ema.get_decay(10 ** 6) == 0.9999

@@ -14,9 +14,10 @@ from torch import nn
 from timm_rs.device import Device
 from timm_rs.recipe import Recipe
 from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import Place, Training, create_loss, train_updates
+from timm_rs.training.engine import create_loss, train_updates
 from timm_rs.training.runlog import Progress
 from timm_rs.training.schedule import create_optimizer, create_schedule
+from timm_rs.training.state import Place, Training
 
 FOLDER = Path(__file__).parents[1] / 'goldens'
 GOLDENS = dict(np.load(FOLDER / 'training.npz'))
@@ -86,7 +87,7 @@ def train(recipe):
     device = Device('cpu')
     training = Training(
         model=model, wrapped=model, loss=create_loss(recipe), optimizer=optimizer, schedule=schedule,
-        scaler=device.grad_scaler(None), ema=create_ema(model, recipe), unreported=torch.zeros(2))
+        scaler=device.grad_scaler(None), ema=create_ema(model, recipe, device), unreported=torch.zeros(3))
     images = torch.from_numpy(GOLDENS['images']).permute(0, 1, 4, 2, 3).float() / 128 - 1
     loader = list(zip(images, torch.from_numpy(GOLDENS['labels']).long(), strict=True))
     progress = Recorder(recipe)
