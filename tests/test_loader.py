@@ -33,7 +33,7 @@ AA = 'rand-m15-n2-p1.0-mmax15'
 def device(rank=0, world_size=1):
     return types.SimpleNamespace(
         rank=rank, is_primary=rank == 0, world_size=world_size, is_distributed=world_size > 1,
-        torch_device=torch.device('cpu'))
+        is_lazy=False, num_local_devices=1, torch_device=torch.device('cpu'))
 
 
 def recipe(folder, **changes):
@@ -141,6 +141,12 @@ def test_evaluation_has_every_image_once(world_size):
     assert len({len(part) for part in parts}) == 1
     drawn = [index for part in parts for index in indices(part)]
     assert sorted(index for index in drawn if index != PADDING) == list(range(13))
+
+
+def test_batches_of_one_shape_are_filled_up():
+    parts = [EvalBatches(13, 4, rank, 2, full_batches=True) for rank in range(2)]
+    assert [[len(batch) for batch in part] for part in parts] == [[4, 4], [4, 4]]
+    assert sorted(index for part in parts for index in indices(part) if index != PADDING) == list(range(13))
 
 
 def test_less_than_a_batch_is_refused():

@@ -45,7 +45,7 @@ class Guard:
     def settle(self, made: bool, hopeless: bool) -> None:
         """End the update: count it when it was not `made`, and as one in a row when it was `hopeless`."""
         if not made:
-            self.training.unreported[2] += 1
+            self.training.unreported[2] += 1 / self.device.world_size  # reports sum over processes
         self.place.skipped_in_a_row = self.place.skipped_in_a_row + 1 if hopeless else 0
 
     def report(self) -> tuple[torch.Tensor, ...]:
