@@ -99,7 +99,7 @@ def test_after_the_first_update_nothing_compiles_and_nothing_is_read_between_rep
 @pytest.mark.parametrize('model', ['resnetrs_50', 'efficientnet_rs_b4'])
 def test_steps_of_whole_networks_compile_once(data, tmp_path, model):
     small = ['--model', model, '--img-size', '32', '--workers', '0', '--epochs', '1', *HARD, *data, *batch(1),
-             '--warmup-epochs', '0', '--cooldown-epochs', '0']
+             '--warmup-epochs', '0', '--cooldown-epochs', '0', '--recovery-interval', '0']  # a checkpoint reads reports
     run, = train_on_xla(tmp_path, 1, step=[(small, 0)])['step']
     assert_static(run)
     assert run['dtypes'] == ['torch.bfloat16']
