@@ -118,7 +118,8 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(on_four):
     results, output = on_four
     whole, *parts = results['resume']
     assert [run['code'] for run in parts] == [143, 143, 0]
-    assert sum(run['added']['compiled'] for run in parts) == 0
+    # Loading has a small graph of its own; the step and the evaluation are those of the run before.
+    assert not any(step['compiled'] for run in parts for step in (*run['updates'], *run['batches']))
     assert_same_run(output / 'whole', output / 'part')
 
 
