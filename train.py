@@ -72,6 +72,11 @@ def main(argv: list[str] | None = None) -> None:
         compile_cache=recipe.compile_cache)
     if device.fell_back:
         say(device, 'no CUDA GPU here: training on the CPU')
+    wants_bfloat16 = recipe.amp and recipe.amp_dtype == 'bfloat16'
+    if wants_bfloat16 and device.emulates_bfloat16 and sources['amp'] != 'command line':
+        device.declines_bfloat16 = True
+        say(device, 'this CPU has no bfloat16 arithmetic and would emulate it, about 12 times as slow: computing '
+            'in float32 (--amp insists on bfloat16)')
     random_seed(recipe.seed, device.rank)
     try:
         if arguments.eval:

@@ -1,4 +1,5 @@
 import contextlib
+import platform
 import sys
 
 import pytest
@@ -31,6 +32,17 @@ def test_autocast_computes_in_the_asked_type():
     assert isinstance(device.autocast(None), contextlib.nullcontext)
     with device.autocast(torch.bfloat16):
         assert (a @ a).dtype == torch.bfloat16
+    device.declines_bfloat16 = True
+    with device.autocast(torch.bfloat16):
+        assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.parametrize(('machine', 'capability', 'is_emulated'), [
+    ('x86_64', 'AVX2', True), ('x86_64', 'AVX512', False), ('aarch64', 'DEFAULT', False)])
+def test_bfloat16_is_emulated_by_x86_without_avx512(monkeypatch, machine, capability, is_emulated):
+    monkeypatch.setattr(platform, 'machine', lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    assert Device('cpu').emulates_bfloat16 == is_emulated
 
 
 def test_deferred_report_gets_plain_numbers():

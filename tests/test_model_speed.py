@@ -121,5 +121,5 @@ def test_what_is_no_point_is_refused(point, words):
     (('eager', 'eager+bf16'), 'cpu', True, True), (('folded_bf16',), 'cpu', True, True),
     (('eager',), 'cpu', True, False), (('eager+bf16',), 'cpu', False, False), (('eager+bf16',), 'cuda', True, False)])
 def test_emulated_bfloat16_is_announced(monkeypatch, setups, device, is_emulated, is_warned):
-    monkeypatch.setattr(model_speed, 'is_bfloat16_emulated', lambda: is_emulated)
+    monkeypatch.setattr(model_speed, 'cpu_emulates_bfloat16', lambda: is_emulated)
     assert bool(dataclasses.replace(PROTOCOL, setups=setups, device=device).warning()) == is_warned

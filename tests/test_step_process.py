@@ -108,11 +108,3 @@ def test_both_loops_train_the_same_so_neither_leaves_out_work(monkeypatch):
 def test_an_unknown_setup_is_refused(setup, work, words):
     with pytest.raises(UserError, match=words):
         check_setup(setup, work)
-
-
-@pytest.mark.parametrize(('machine', 'capability', 'is_emulated'), [
-    ('x86_64', 'AVX2', True), ('x86_64', 'AVX512', False), ('aarch64', 'DEFAULT', False)])
-def test_bfloat16_is_emulated_by_x86_without_avx512(monkeypatch, machine, capability, is_emulated):
-    monkeypatch.setattr(step_process.platform, 'machine', lambda: machine)
-    monkeypatch.setattr(step_process.torch.backends.cpu, 'get_cpu_capability', lambda: capability)
-    assert step_process.is_bfloat16_emulated() == is_emulated

@@ -17,6 +17,7 @@ from conftest import TINY, write_images
 from PIL import Image
 from timm.models import load_checkpoint
 
+import timm_rs.device
 from timm_rs.recipe import Recipe, read_file
 from timm_rs.training import runlog
 
@@ -188,6 +189,22 @@ def test_torch_compile_trains_and_keeps_plain_names(run, image_folder, tmp_path)
     result = run(*TINY, '--data-dir', image_folder, '--experiment', 'a', '--torchcompile', 'aot_eager', '--epochs', 1)
     assert result.code == 0, result.err
     assert not [name for name in load(tmp_path / 'runs/a/last.pth.tar')['state_dict'] if '_orig_mod' in name]
+
+
+@pytest.mark.parametrize(('given', 'is_emulated', 'is_float32'), [
+    ([], True, True), (['--amp'], True, False), ([], False, False)])
+def test_a_recipes_bfloat16_is_for_devices_that_have_it(
+        run, image_folder, tmp_path, monkeypatch, given, is_emulated, is_float32):
+    monkeypatch.setattr(timm_rs.device, 'cpu_emulates_bfloat16', lambda: is_emulated)
+    (tmp_path / 'half.yaml').write_text('amp: true\namp_dtype: bfloat16\n')
+    arguments = [*TINY, '--data-dir', image_folder, '--epochs', 1, '--recipe', tmp_path / 'half.yaml']
+    result = run(*arguments, '--experiment', 'a', *given)
+    assert result.code == 0, result.err
+    assert ('computing in float32 (--amp insists' in result.out) == is_float32
+    assert run(*arguments, '--experiment', 'b', '--no-amp').code == 0
+    weights = [load(tmp_path / f'runs/{name}/last.pth.tar')['state_dict'] for name in 'ab']
+    assert equal(*weights) == is_float32
+    assert yaml.safe_load((tmp_path / 'runs/a/args.yaml').read_text())['amp']  # goes on as it is on other devices
 
 
 def test_model_ema_follows_tensorflows_ramp(run, image_folder, tmp_path):

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import gc
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -48,6 +49,11 @@ def _meet_again(url: str, **options: Any) -> Iterator[Any]:
 register_rendezvous_handler(SCHEME, _meet_again)
 
 
+def cpu_emulates_bfloat16() -> bool:
+    """Whether the CPU computes bfloat16 by detours: x86 without AVX-512. It is right, and slow."""
+    return platform.machine() in ('x86_64', 'AMD64') and torch.backends.cpu.get_cpu_capability() in ('DEFAULT', 'AVX2')
+
+
 def create_device(
         name: str = 'cuda', fall_back: bool = False, deterministic: bool = False, compile_cache: str = ''
 ) -> 'Device':
@@ -67,10 +73,11 @@ class Device:
 
     Attributes: `torch_device`; `rank`, `world_size` (1 without torchrun); `is_primary` for the process that
     writes files and prints; `num_local_devices` that this process feeds; `is_lazy` where operations are collected
-    into graphs, to be compiled and run at `end_step`.
+    into graphs, to be compiled and run at `end_step`; `declines_bfloat16` to compute in float32 where it is asked for.
     """
 
     is_lazy = False
+    declines_bfloat16 = False
     num_local_devices = 1
 
     def __init__(self, name: str = 'cuda', fall_back: bool = False, deterministic: bool = False):
@@ -114,6 +121,11 @@ class Device:
     def keeps_replicas(self) -> bool:
         """Whether there are several processes, each with a copy of the model whose batch norm goes its own way."""
         return self.is_distributed
+
+    @property
+    def emulates_bfloat16(self) -> bool:
+        """Whether bfloat16 is slower than float32 here."""
+        return self.torch_device.type == 'cpu' and cpu_emulates_bfloat16()
 
     @property
     def num_devices(self) -> int:
@@ -167,8 +179,10 @@ class Device:
         return ''
 
     def autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-        """Mixed precision in `dtype`, or nothing when it is None."""
-        return torch.autocast(self.torch_device.type, dtype) if dtype else contextlib.nullcontext()
+        """Mixed precision in `dtype`, or nothing when it is None or declined."""
+        if dtype is None or (dtype is torch.bfloat16 and self.declines_bfloat16):
+            return contextlib.nullcontext()
+        return torch.autocast(self.torch_device.type, dtype)
 
     def grad_scaler(self, dtype: torch.dtype | None) -> GradScaler:
         """A loss scaler, at work only for float16: bfloat16 and float32 have the exponent range of gradients."""

@@ -17,6 +17,7 @@ import torch
 
 from timm_rs.backends import BACKENDS, is_available
 from timm_rs.benchmark import Cost, provenance, ratios, spread, take_turns
+from timm_rs.device import cpu_emulates_bfloat16
 from timm_rs.errors import UserError
 from timm_rs.step_process import (
     Candidate,
@@ -25,7 +26,6 @@ from timm_rs.step_process import (
     check_model,
     check_setup,
     fit,
-    is_bfloat16_emulated,
     peak_memory,
     precision_of,
 )
@@ -86,7 +86,7 @@ class Protocol:
         """What people should know before it begins; mostly nothing."""
         asked = self.device == 'cpu' and any(precision_of(setup) == 'bf16' for setup in self.setups)
         return ('this CPU has no bfloat16 arithmetic: torch emulates it, which takes ten times as long as float32, and '
-                'OpenVINO computes in float32') if asked and is_bfloat16_emulated() else ''
+                'OpenVINO computes in float32') if asked and cpu_emulates_bfloat16() else ''
 
     def key(self, candidate: Candidate, base: str) -> dict[str, str]:
         """The columns of a row that say what was asked for; a row that has them all need not be measured again."""

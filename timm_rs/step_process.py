@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import platform
 import re
 import resource
 import signal
@@ -324,8 +323,3 @@ def check_model(name: str) -> None:
     """Raise UserError unless timm knows the model `name`."""
     if not timm.is_model(name):
         raise UserError(f'unknown model {name}.{nearest(name, timm.list_models())}')
-
-
-def is_bfloat16_emulated() -> bool:
-    """Whether the CPU computes bfloat16 by detours: x86 without AVX-512. It is right, and slow."""
-    return platform.machine() in ('x86_64', 'AMD64') and torch.backends.cpu.get_cpu_capability() in ('DEFAULT', 'AVX2')
