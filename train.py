@@ -33,7 +33,7 @@ from timm_rs.data.loader import create_eval_loader, create_train_loader
 from timm_rs.device import Device, create_device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve, to_yaml
-from timm_rs.training.build import build_model, compile_and_distribute
+from timm_rs.training.build import build_model, create_training
 from timm_rs.training.checkpoint import (
     BEST,
     SUFFIX,
@@ -44,8 +44,7 @@ from timm_rs.training.checkpoint import (
     read_checkpoint,
     resume,
 )
-from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import NonFiniteError, amp_dtype, create_loss, evaluate, train_updates, updates_per_epoch
+from timm_rs.training.engine import NonFiniteError, evaluate, train_updates, updates_per_epoch
 from timm_rs.training.faults import explain
 from timm_rs.training.interruption import Interruption, Stopped
 from timm_rs.training.runlog import Progress, Summary, prepare_folder
@@ -100,11 +99,7 @@ def run_training(recipe: Recipe, device: Device) -> None:
     optimizer = create_optimizer(model, recipe, device.num_devices)
     num_updates = updates_per_epoch(len(train_loader), recipe)
     schedule, num_epochs = create_schedule(optimizer, recipe, num_updates)
-    # The average comes after wrapping, which gives every process the primary's initial weights.
-    training = Training(
-        model=model, wrapped=compile_and_distribute(model, recipe, device), optimizer=optimizer, schedule=schedule,
-        loss=create_loss(recipe).to(device.torch_device), scaler=device.grad_scaler(amp_dtype(recipe)),
-        ema=create_ema(model, recipe, device), unreported=device.put(torch.zeros(3)))
+    training = create_training(model, recipe, device, optimizer, schedule)
 
     folder = device.on_primary(lambda: prepare_folder(recipe, data_config))
     metric_name = f'eval_{recipe.eval_metric}' if eval_loader is not None else 'train_loss'

@@ -22,13 +22,12 @@ from timm_rs.benchmark import Cost, cpu_seconds
 from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe, nearest, read_file
-from timm_rs.training.build import build_model, compile_and_distribute
-from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import amp_dtype, create_loss, train_updates
+from timm_rs.training.build import build_model, create_training
+from timm_rs.training.engine import amp_dtype, train_updates
 from timm_rs.training.faults import is_out_of_memory
 from timm_rs.training.runlog import Progress
 from timm_rs.training.schedule import create_optimizer
-from timm_rs.training.state import Place, Training
+from timm_rs.training.state import Place
 
 # What a setup may be made of, as in channels_last+bf16+fused: changes to the recipe.
 TIMMS_LOOP = 'timm'  # and this: the update of timm's train.py, without the guard of ours
@@ -125,7 +124,7 @@ def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
     if candidate.work == 'train':
         if recipe.mixes_images:
             targets = F.one_hot(targets, model.num_classes).float()
-        return create_training(recipe, device, model, images, targets, TIMMS_LOOP in candidate.setup.split('+'))
+        return training_work(recipe, device, model, images, targets, TIMMS_LOOP in candidate.setup.split('+'))
     run = inference_backends(model, images, [candidate.setup])[candidate.setup]
 
     def work(steps: int) -> None:
@@ -134,14 +133,10 @@ def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
     return work
 
 
-def create_training(recipe: Recipe, device: Device, model: Any, images: torch.Tensor, targets: torch.Tensor,
-                    is_timms: bool) -> Callable[[int], None]:
+def training_work(recipe: Recipe, device: Device, model: Any, images: torch.Tensor, targets: torch.Tensor,
+                  is_timms: bool) -> Callable[[int], None]:
     """Updates of the real training loop, or of timm's."""
-    training = Training(
-        model=model, wrapped=compile_and_distribute(model, recipe, device), schedule=None,
-        optimizer=create_optimizer(model, recipe, device.world_size), loss=create_loss(recipe).to(device.torch_device),
-        scaler=device.grad_scaler(amp_dtype(recipe)), ema=create_ema(model, recipe, device),
-        unreported=device.put(torch.zeros(3)))
+    training = create_training(model, recipe, device, create_optimizer(model, recipe, device.world_size))
     place, progress = Place(), Progress(1, 0, 1, enabled=False)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
 

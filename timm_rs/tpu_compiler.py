@@ -20,7 +20,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from timm_rs import tpu_compiler_child
@@ -30,12 +29,11 @@ from timm_rs.device import XlaDevice
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
 from timm_rs.tpu import GIB, Tpu
-from timm_rs.training.build import build_model, compile_and_distribute
-from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import amp_dtype, create_loss, train_updates, updates_per_epoch
+from timm_rs.training.build import build_model, create_training
+from timm_rs.training.engine import train_updates, updates_per_epoch
 from timm_rs.training.runlog import Progress
 from timm_rs.training.schedule import create_optimizer, create_schedule
-from timm_rs.training.state import Place, Training
+from timm_rs.training.state import Place
 
 CONSTRAINTS = Path(__file__).parents[1] / 'constraints-tpu-compile.txt'
 DEFAULT_ENV = Path('~/.cache/timm_rs/tpu_compiler')
@@ -98,10 +96,7 @@ def trace_step(recipe: Recipe, device: XlaDevice) -> bytes:
     loader = create_train_loader(samples, recipe, data_config, model.num_classes, device)
     optimizer = create_optimizer(model, recipe, device.num_devices)
     schedule, _ = create_schedule(optimizer, recipe, updates_per_epoch(len(loader), recipe))
-    training = Training(
-        model=model, wrapped=compile_and_distribute(model, recipe, device), optimizer=optimizer, schedule=schedule,
-        loss=create_loss(recipe).to(device.torch_device), scaler=device.grad_scaler(amp_dtype(recipe)),
-        ema=create_ema(model, recipe, device), unreported=device.put(torch.zeros(3)))
+    training = create_training(model, recipe, device, optimizer, schedule)
     device.prepare(model, optimizer, training.ema and training.ema.module)
 
     place, programs, run = Place(), [], device.end_step

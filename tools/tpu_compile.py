@@ -13,13 +13,12 @@ examples:
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm_rs.benchmark import append_rows, provenance
+from timm_rs.benchmark import append_rows, check_writable, provenance
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.progress import track
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, read_file, resolve
@@ -85,13 +84,6 @@ def run(arguments: Any) -> None:
             append_rows(arguments.csv, [dict(kind=KIND, name=name) | rows[name]])
     if arguments.compare_table3:
         print(compare(rows))
-
-
-def check_writable(path: Path) -> None:
-    """Raise UserError now rather than after minutes of compilation."""
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not nearest.is_dir() or not os.access(path if path.exists() else nearest, os.W_OK):
-        raise UserError(f'--csv {path} cannot be written: give a file in a folder that is yours')
 
 
 def choose_recipes(arguments: Any) -> dict[str, Recipe]:

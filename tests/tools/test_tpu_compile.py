@@ -73,7 +73,7 @@ def test_wrong_requests_are_refused_in_a_line(tool, capsys, tmp_path, monkeypatc
     for options, message in (
             (['--recipe', RECIPE], '--tpu is missing: it takes v3, v4'),
             (['--recipe', RECIPE, '--tpu', 'v5'], 'unknown TPU v5'),
-            (['--recipe', RECIPE, '--tpu', 'v5e', '--csv', tmp_path], f'--csv {tmp_path} cannot be written'),
+            (['--recipe', RECIPE, '--tpu', 'v5e', '--csv', tmp_path], f'{tmp_path} cannot be written'),
             (['--recipe', RECIPE, '--tpu', 'v5e', '--csv', RECIPE / 'rows.csv'], 'rows.csv cannot be written'),
             (['--recipe', RECIPE, '--tpu', 'v5e', '--chips', 3], 'v5e has no slice of 3 chips'),
             (['--recipe', tmp_path / 'none.yaml', '--tpu', 'v5e'], 'does not exist'),

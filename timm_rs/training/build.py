@@ -1,4 +1,4 @@
-"""From a recipe to the model that is trained."""
+"""From a recipe to the model that is trained, and all that trains it."""
 
 import dataclasses
 import importlib
@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm, set_fast_norm
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from timm_rs.device import Device
@@ -16,6 +17,9 @@ from timm_rs.errors import UserError
 from timm_rs.models.batch_norm import group_batch_norm
 from timm_rs.recipe import Recipe
 from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
+from timm_rs.training.ema import create_ema
+from timm_rs.training.engine import amp_dtype, create_loss
+from timm_rs.training.state import Training
 
 
 def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
@@ -70,6 +74,17 @@ def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
     return model.to(device.torch_device, memory_format=memory_format), data_config
 
 
+def create_training(
+        model: nn.Module, recipe: Recipe, device: Device, optimizer: torch.optim.Optimizer,
+        schedule: Scheduler | None = None) -> Training:
+    """All that an epoch works on, before its first update."""
+    # The average comes after wrapping, which gives every process the primary's initial weights.
+    return Training(
+        model=model, wrapped=_compile_and_distribute(model, recipe, device), optimizer=optimizer, schedule=schedule,
+        loss=create_loss(recipe).to(device.torch_device), scaler=device.grad_scaler(amp_dtype(recipe)),
+        ema=create_ema(model, recipe, device), unreported=device.put(torch.zeros(3)))
+
+
 def _check_for_graphs(recipe: Recipe) -> None:
     """Raise UserError for what does not go with a device that compiles whole steps."""
     if recipe.torchcompile:
@@ -78,7 +93,7 @@ def _check_for_graphs(recipe: Recipe) -> None:
         raise UserError('mixed precision on device xla is bfloat16: give --amp-dtype bfloat16')
 
 
-def compile_and_distribute(model: nn.Module, recipe: Recipe, device: Device) -> nn.Module:
+def _compile_and_distribute(model: nn.Module, recipe: Recipe, device: Device) -> nn.Module:
     """The callable of the training step; `model` itself keeps the weights under their plain names."""
     wrapped: Any = model
     if recipe.torchcompile:
