@@ -84,21 +84,24 @@ def spread(values: list[float]) -> dict[str, float]:
 def provenance() -> dict[str, str]:
     """What a row of results must say to be worth something: date, code, command, hardware, versions."""
     return dict(
-        date=f'{datetime.date.today()}', commit=_commit(), command=shlex.join(['python', *sys.argv]),
+        date=f'{datetime.date.today()}', commit=commit_of(Path(__file__).parent),
+        command=shlex.join(['python', *sys.argv]),
         hardware=f'{_processor()}, {len(os.sched_getaffinity(0))} cores' + ''.join(
             f', {torch.cuda.get_device_name(index)}' for index in range(torch.cuda.device_count())),
         versions=f'python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, '
                  f'pillow {PIL.__version__}, timm_rs {timm_rs.__version__}')
 
 
-def _commit() -> str:
+def commit_of(folder: Path) -> str:
+    """The commit, -dirty where files differ from it; rows that the same command has just added do not count."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ['git', *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
     try:
-        output = subprocess.run(
-            ['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=Path(__file__).parent, capture_output=True,
-            text=True, check=True)
+        changes = git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(top,exclude)results/*.csv')
+        return git('rev-parse', '--short', 'HEAD') + ('-dirty' if changes else '')
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
-    return output.stdout.strip()
 
 
 def _processor() -> str:

@@ -1,12 +1,13 @@
 import csv
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import failure, load_tool
 
-from timm_rs.benchmark import Cost, append_rows, photo, ratios, spread, take_turns, write_photos
+from timm_rs.benchmark import Cost, append_rows, commit_of, photo, ratios, spread, take_turns, write_photos
 from timm_rs.errors import UserError
 
 benchmark = load_tool('benchmark')
@@ -115,3 +116,19 @@ def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
 ])
 def test_bad_arguments_are_one_line(capsys, argv, words):
     assert words in failure(benchmark, capsys, *argv)
+
+
+def test_rows_that_are_added_do_not_make_the_code_dirty(tmp_path):
+    def git(*arguments):
+        subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments], cwd=tmp_path, check=True)
+    assert commit_of(tmp_path) == 'unknown'
+    (tmp_path / 'results').mkdir()
+    for name in ('train.py', 'results/rows.csv'):
+        (tmp_path / name).write_text('1\n')
+    git('init', '-q')
+    git('add', '.')
+    git('commit', '-q', '-m', 'a')
+    (tmp_path / 'results/rows.csv').write_text('1\n2\n')
+    assert re.fullmatch('[0-9a-f]+', commit_of(tmp_path))
+    (tmp_path / 'train.py').write_text('2\n')
+    assert commit_of(tmp_path).endswith('-dirty')
