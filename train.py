@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         device.declines_bfloat16 = True
         say(device, 'this CPU has no bfloat16 arithmetic and would emulate it, about 12 times as slow: computing '
             'in float32 (--amp insists on bfloat16)')
+    device.keep_freed_memory()
     random_seed(recipe.seed, device.rank)
     try:
         if arguments.eval:

@@ -1,5 +1,6 @@
 import contextlib
 import platform
+import resource
 import sys
 
 import pytest
@@ -35,6 +36,17 @@ def test_autocast_computes_in_the_asked_type():
     device.declines_bfloat16 = True
     with device.autocast(torch.bfloat16):
         assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc can be told')
+def test_memory_that_was_freed_is_kept_for_the_next_step():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    Device('cpu').keep_freed_memory()
+    faults()
+    assert faults() < 100  # of 16,384 pages
 
 
 @pytest.mark.parametrize(('machine', 'capability', 'is_emulated'), [

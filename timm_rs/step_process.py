@@ -30,7 +30,7 @@ from timm_rs.training.schedule import create_optimizer
 from timm_rs.training.state import Place
 
 # What a setup may be made of, as in channels_last+bf16+fused: changes to the recipe.
-TIMMS_LOOP = 'timm'  # and this: the update of timm's train.py, without the guard of ours
+TIMMS_LOOP = 'timm'  # and this: the update of timm's train.py, without our guard and kept memory
 PARTS: dict[str, dict[str, Any]] = {
     TIMMS_LOOP: {},
     'eager': {},
@@ -167,6 +167,8 @@ def _serve(candidate: Candidate, connection: Connection) -> None:
             on_cuda = device.torch_device.type == 'cuda'
             if not on_cuda:
                 _limit_memory()
+            if candidate.work == 'train' and TIMMS_LOOP not in candidate.setup.split('+'):
+                device.keep_freed_memory()
             before = _resident('VmRSS')
             work = create_work(candidate, device)
             work(1)  # compiles, allocates what stays
