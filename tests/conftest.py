@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a small folder of images and a way to run train.py inside the test process."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,9 @@ import timm_rs.hub
 import train
 from timm_rs.errors import exit_on_user_error
 
-torch.set_num_threads(1)  # the networks here are too small to share; two threads would only wait for each other
+# The networks here are too small to share; two threads would only wait for each other. Children, too.
+torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1'
 
 
 class Run(NamedTuple):
