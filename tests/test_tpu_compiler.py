@@ -175,7 +175,7 @@ def test_out_of_memory_is_an_answer(tmp_path):
 
 @pytest.mark.parametrize(('lines', 'message'), [
     ('echo "ModuleNotFoundError: No module named \'jax\'" >&2; exit 1', r'has no TPU compiler \(ModuleNotFoundError'),
-    ('kill -9 $$', 'killed by signal 9; it takes 3 to 10 GB of memory'),
+    ('kill -9 $$', 'killed by signal 9; it takes 4 to 24 GB of memory'),
     ('echo "first" >&2; echo "last" >&2; exit 3', 'the TPU compiler failed: last'),
     ("""echo '{"error": "INVALID: no such op", "compile_s": 1}'""", 'cannot compile this step for v5e:1x1: INVALID'),
 ])

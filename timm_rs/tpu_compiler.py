@@ -172,7 +172,7 @@ class Compiler:
             return (f'{self.python} has no TPU compiler ({reason}): pip install -c {CONSTRAINTS.name} jax libtpu '
                     'there, or give --compiler-env DIR')
         if done.returncode < 0:
-            return (f'the TPU compiler was killed by signal {-done.returncode}; it takes 3 to 10 GB of memory: free '
+            return (f'the TPU compiler was killed by signal {-done.returncode}; it takes 4 to 24 GB of memory: free '
                     'some, or take a smaller batch')
         return f'the TPU compiler failed: {reason}'
 

@@ -2,8 +2,8 @@
 """Compile the training step of a recipe with the real TPU compiler, without a TPU: memory, work, floors, exchanges.
 
 The step is the engine's, traced by torch_xla on the CPU; the compiler runs in an environment of its own, which
---compiler-env DIR makes when there is none. Each compilation takes minutes and some 4 GB of memory. Nothing runs on a
-TPU: rows are what the compiler says, floors what peak arithmetic and peak memory bandwidth would take.
+--compiler-env DIR makes when there is none. Each compilation takes 5 to 15 minutes and 4 to 24 GB of memory. Nothing
+runs on a TPU: rows are what the compiler says, floors what peak arithmetic and peak memory bandwidth would take.
 
 examples:
   python tools/tpu_compile.py --recipe train_recipes/rs50.yaml --tpu v5e --compiler-env ~/.cache/timm_rs/tpu_compiler
@@ -13,6 +13,8 @@ examples:
 """
 
 import dataclasses
+import signal
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -168,4 +170,5 @@ def compare(rows: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: it ends the compiler, too
     main()

@@ -1,10 +1,14 @@
 import csv
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import TINY, failure, load_tool
-from tpu_compilers import COMPILED, HLO, OUT_OF_MEMORY, fake_python
+from tpu_compilers import COMPILED, HLO, OUT_OF_MEMORY, fake_python, script
 
 from timm_rs.tpu import find_tpu
 from timm_rs.tpu_compiler import PYTHON_VARIABLE, Compiler, describe
@@ -49,6 +53,20 @@ def test_out_of_memory_is_said_with_what_helps(compile_with, tmp_path):
     out, row = compile_with(python, '--tpu', 'v5e')
     assert 'out of memory, 105.7 GiB of temporaries are needed and 15.75 GiB there: take a smaller --batch-size' in out
     assert (row['fits'], row['temporaries_gib'], row['largest_batch_guess']) == ('False', '105.7', '8')
+
+
+@pytest.mark.xla
+def test_terminated_it_ends_the_compiler_too(tmp_path):
+    compiler = script(tmp_path, f'echo $$ > {tmp_path}/starting\nmv {tmp_path}/starting {tmp_path}/pid\nexec sleep 600')
+    tool = subprocess.Popen([sys.executable, ROOT / 'tools/tpu_compile.py', *STEP, '--tpu', 'v5e', '--compiler-python',
+                             compiler], stderr=subprocess.DEVNULL)
+    while not (tmp_path / 'pid').exists():
+        assert tool.poll() is None
+        time.sleep(0.1)
+    tool.send_signal(signal.SIGTERM)
+    assert tool.wait(60) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / 'pid').read_text()), 0)
 
 
 @pytest.mark.xla
