@@ -186,8 +186,10 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     axes = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         _draw_lines(axis, panel)
-    figure.text(0.01, 0.004, 'Accuracies are the paper\'s (arXiv:2103.07579): Table 7, hollow points read off Figure 5 '
-                '(about ±0.05). No model was trained for this figure.', fontsize=8, color='#555555')
+    has_hollow = any(point.digitised for panel in panels for point in panel.points)
+    figure.text(0.01, 0.004, 'Accuracies are the paper\'s (arXiv:2103.07579): Table 7'
+                + (', hollow points read off Figure 5 (about ±0.05)' if has_hollow else '')
+                + '. No model was trained for this figure.', fontsize=8, color='#555555')
     figure.draw_without_rendering()
     figure.set_layout_engine('none')  # labels are placed by where things are now
     for axis, panel in zip(axes, panels, strict=True):
