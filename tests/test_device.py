@@ -55,7 +55,7 @@ def test_memory_that_was_freed_is_kept_for_the_next_step():
             print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         """)
         return int(subprocess.run([sys.executable, '-c', script], check=True, capture_output=True, text=True).stdout)
-    assert faults("Device('cpu').keep_freed_memory()") < faults('') / 4
+    assert faults("Device('cpu').keep_freed_memory()") < 100 < faults('')  # of 65,536 pages
 
 
 @pytest.mark.parametrize(('machine', 'capability', 'is_emulated'), [

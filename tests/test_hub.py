@@ -74,8 +74,7 @@ def test_stock_timm_loads_a_published_run_by_the_code_of_its_card(hub, tiny_run,
     (tmp_path / 'card.md').write_bytes(hub.repositories[NAME].files['README.md'])
     environment = {key: value for key, value in os.environ.items() if key not in ('PYTHONPATH', 'SSL_CERT_DIR')}
     subprocess.run([sys.executable, '-P', '-c', STOCK_TIMM], cwd=tmp_path, check=True, env=environment | dict(
-        HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'fresh'), HF_TOKEN='', OMP_NUM_THREADS='1',
-        HF_HUB_DISABLE_PROGRESS_BARS='1'))
+        HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'fresh'), HF_TOKEN='', HF_HUB_DISABLE_PROGRESS_BARS='1'))
     with torch.inference_mode():
         expected = trained.model(images)
     assert torch.equal(torch.load(tmp_path / 'logits.pt'), expected)

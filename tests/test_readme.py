@@ -36,11 +36,13 @@ def test_readme_names_every_file_of_the_package():
 
 
 SHOW_HELP = """
-import contextlib, runpy, sys
+import runpy, sys
 for path in sys.argv[1:]:
     sys.argv = [path, '--help']
-    with contextlib.suppress(SystemExit):
+    try:
         runpy.run_path(path, run_name='__main__')
+    except SystemExit as end:
+        assert not end.code, path
 """
 
 

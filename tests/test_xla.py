@@ -36,7 +36,7 @@ def train_on_xla(output: Path, num_devices: int, **scenarios: list) -> dict[str,
     """The results of tests/xla_program.py, with its runs below `output`."""
     runs = {name: [([*map(str, argv), '--device', 'xla', '--output', str(output)], stop_after)
                    for argv, stop_after in runs] for name, runs in scenarios.items()}
-    environment = os.environ | dict(CPU_NUM_DEVICES=str(num_devices), OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    environment = os.environ | dict(CPU_NUM_DEVICES=str(num_devices), PYTHONPATH=str(ROOT))
     ended = subprocess.run(
         [sys.executable, 'tests/xla_program.py', output / 'results.json'], cwd=ROOT, env=environment,
         input=json.dumps(runs), capture_output=True, text=True)
@@ -150,8 +150,8 @@ def run_program(data: list[str], output: Path, *arguments: str, **environment: s
     return subprocess.run(
         [sys.executable, 'train.py', *SMALL, *data, *batch(2), '--device', 'xla', '--output', output, *arguments],
         cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | dict(PJRT_DEVICE='CPU', CPU_NUM_DEVICES='2', XLA_FLAGS='--xla_backend_optimization_level=0',
-                              OMP_NUM_THREADS='1') | environment)
+        env=os.environ | dict(PJRT_DEVICE='CPU', CPU_NUM_DEVICES='2', XLA_FLAGS='--xla_backend_optimization_level=0')
+        | environment)
 
 
 @pytest.mark.parametrize(('arguments', 'environment', 'message'), [
