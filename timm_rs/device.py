@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from timm_rs.errors import UserError
 
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 CONTROL_TIMEOUT = datetime.timedelta(minutes=15)
@@ -117,6 +118,11 @@ class Device:
             torch.use_deterministic_algorithms(True)
 
     @property
+    def is_asynchronous(self) -> bool:
+        """Whether the host runs ahead of the device, so that it waits wherever it reads a number."""
+        return self.torch_device.type != 'cpu'
+
+    @property
     def is_distributed(self) -> bool:
         """Whether there are several processes."""
         return torch.distributed.is_initialized()
@@ -140,6 +146,11 @@ class Device:
             mallopt = getattr(ctypes.CDLL(None), 'mallopt', lambda *_: None)
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+    @property
+    def num_summed(self) -> int:
+        """How many processes' tensors `sum` adds up."""
+        return self.world_size
 
     @property
     def num_devices(self) -> int:
@@ -180,7 +191,16 @@ class Device:
         """What the optimizer needs to hear before each update."""
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
-        """What the weights and what belongs to them need once, before the first update and after any resume."""
+        """What the weights and what belongs to them need once, before the first update and after any resume.
+
+        Where the device decides, SGD's momentum: an update that is left out must not be the one that begins it.
+        """
+        if not (self.is_asynchronous and isinstance(optimizer, torch.optim.SGD)):
+            return
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                if group['momentum'] and not group['dampening'] and not optimizer.state[parameter]:
+                    optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
 
     def end_step(self) -> None:
         """Run what has been collected."""
@@ -223,6 +243,41 @@ class Device:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def all(self, flags: torch.Tensor) -> torch.Tensor:
+        """Which of the `flags` (N,) are true in all processes, without asking the device."""
+        if not self.is_distributed:
+            return flags
+        shared = flags.float()
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
+        return shared.bool()
+
+    def keep(self, tensors: list[torch.Tensor], store: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies of `tensors`, in those of the last time, the `store`, if it was of the same tensors."""
+        if len(store) != len(tensors):
+            store = [torch.empty_like(tensor) for tensor in tensors]
+        if tensors:
+            torch._foreach_copy_(store, tensors)
+        return store
+
+    def put_back(self, made: torch.Tensor, tensors: list[torch.Tensor], before: list[torch.Tensor]) -> None:
+        """Where `made` (), bool, is false, give `tensors` the bits of `before`, which is used up."""
+        # As integers: what is to go may not be a number, and zero times that would not be zero.
+        self.put_zeros(made, tensors)
+        self.put_zeros(~made, before)
+        for some, others in zip(_as_integers(tensors), _as_integers(before), strict=True):
+            torch._foreach_add_(some, others)
+
+    def put_zeros(self, made: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+        """Where `made` (), bool, is false, make `tensors` zero, whatever they hold."""
+        for integers in _as_integers(tensors):
+            torch._foreach_mul_(integers, made.to(integers[0].dtype))
+
+    def lerp(self, starts: list[torch.Tensor], ends: list[torch.Tensor], weight: torch.Tensor) -> None:
+        """Move each of `starts` by `weight` (), on the device, of its way to that of `ends`."""
+        ways = torch._foreach_sub(ends, starts)
+        torch._foreach_mul_(ways, weight)
+        torch._foreach_add_(starts, ways)
+
     def agree(self, value: int) -> int:
         """The greatest `value` of all processes: what one has to say, all hear."""
         if not self.is_distributed:
@@ -260,6 +315,14 @@ class Device:
             torch.distributed.destroy_process_group()
 
 
+def _as_integers(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The bits of `tensors` as integers of their widths, a list for each width."""
+    widths: dict[int, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        widths.setdefault(tensor.element_size(), []).append(tensor.view(INTEGERS[tensor.element_size()]))
+    return [widths[width] for width in sorted(widths)]
+
+
 def _require_torch_tpu() -> None:
     """torch_tpu's devices behave as CUDA's do, one process per chip under torchrun. Not run: no TPU was at hand."""
     try:
@@ -280,6 +343,7 @@ class XlaDevice(Device):
     """
 
     is_lazy = True
+    is_asynchronous = True
     fell_back = False
 
     def __init__(self, compile_cache: str = ''):
@@ -328,6 +392,10 @@ class XlaDevice(Device):
         return checkpoint(function, *arguments, **options | dict(use_reentrant=True))
 
     @property
+    def num_summed(self) -> int:
+        return 1  # tensors are of all chips and hosts already
+
+    @property
     def keeps_replicas(self) -> bool:
         return False  # one model, replicated by the partitioner
 
@@ -370,11 +438,7 @@ class XlaDevice(Device):
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
         """Let the first update find what all others find: momentum, and every tensor placed and a buffer of its own."""
-        if isinstance(optimizer, torch.optim.SGD):
-            for group in optimizer.param_groups:
-                for parameter in group['params']:
-                    if group['momentum'] and not group['dampening'] and not optimizer.state[parameter]:
-                        optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+        super().prepare(model, optimizer, average)
         self.end_step()
         modules = [module for module in (model, average) if module is not None]
         kept = [*optimizer.state.values(), *(module.state_dict(keep_vars=True) for module in modules)]
@@ -400,6 +464,24 @@ class XlaDevice(Device):
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor  # of all chips and hosts already
+
+    def all(self, flags: torch.Tensor) -> torch.Tensor:
+        return flags
+
+    def keep(self, tensors: list[torch.Tensor], store: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [tensor.clone() for tensor in tensors]  # the compiler knows which it needs
+
+    def put_back(self, made: torch.Tensor, tensors: list[torch.Tensor], before: list[torch.Tensor]) -> None:
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(torch.where(made, tensor, old))
+
+    def put_zeros(self, made: torch.Tensor, tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            tensor.copy_(torch.where(made, tensor, 0.0))
+
+    def lerp(self, starts: list[torch.Tensor], ends: list[torch.Tensor], weight: torch.Tensor) -> None:
+        for start, end in zip(starts, ends, strict=True):
+            start.lerp_(end, weight)
 
     def collected_program(self) -> bytes:
         """What `end_step` would compile and run, as a serialized HloModuleProto."""

@@ -1,20 +1,44 @@
-"""Updates left out on the device are left out as those that the host decides about."""
+"""Updates left out on the device are left out as those that the host decides about, and without asking the device."""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
+from timm.data import Mixup
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_rs.device import Device
+from timm_rs.device import Device, XlaDevice
 from timm_rs.recipe import Recipe
+from timm_rs.training.checkpoint import checkpoint_state
 from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import NonFiniteError, train_updates
+from timm_rs.training.engine import NonFiniteError, create_loss, train_updates
+from timm_rs.training.schedule import create_optimizer
 from timm_rs.training.state import Place, Training
 
 
-class LazyCpu(Device):
-    """The CPU, treated like a device that must not be asked."""
+class AsynchronousCpu(Device):
+    """The CPU, treated like a GPU: a device that must not be asked."""
+
+    is_asynchronous = True
+
+
+class LazyCpu(AsynchronousCpu):
+    """The CPU, treated like a device that collects whole steps."""
 
     is_lazy = True
+    keep, put_back, put_zeros, lerp = XlaDevice.keep, XlaDevice.put_back, XlaDevice.put_zeros, XlaDevice.lerp
+
+
+DEVICES = [AsynchronousCpu, LazyCpu]
+SGD = dict(opt='momentum', lr=0.1, momentum=0.9)
+OPTIMIZERS = {
+    'sgd': SGD,
+    'fused sgd': SGD | dict(opt_kwargs=dict(fused=True)),
+    'adamw': dict(opt='adamw', lr=0.01),
+    'fused adamw': dict(opt='adamw', lr=0.01, opt_kwargs=dict(fused=True)),
+    'rmsproptf': dict(opt='rmsproptf', lr=0.01, momentum=0.9, opt_eps=1e-3),
+}
 
 
 class Quiet:
@@ -25,30 +49,47 @@ class Quiet:
         pass
 
 
-def train_on(device, bad, opt='momentum', **recipe):
+class WithNan(list):
+    """Batches, of which some have an image that is not finite."""
+
+    def __init__(self, bad, count=8, mix=None):
+        super().__init__((torch.randn(6, 3, 8, 8), torch.randint(3, (6,))) for _ in range(count))
+        self.mix = mix
+        for index in bad:
+            self[index][0][0, 0, 0, 0] = torch.nan
+
+    def __iter__(self):
+        for images, targets in super().__iter__():
+            yield self.mix(images, targets) if self.mix else (images, targets)
+
+
+def create(device, **recipe):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                          nn.Linear(4, 3))
-    values = Recipe(model_ema=True, model_ema_decay=0.9, log_interval=2, **recipe)
-    optimizer = (torch.optim.SGD(model.parameters(), 0.1, momentum=0.9) if opt == 'momentum'
-                 else torch.optim.AdamW(model.parameters(), 0.01))
+                          nn.Linear(4, 3)).to(memory_format=torch.channels_last)
+    values = Recipe(**dict(model_ema=True, model_ema_decay=0.9, log_interval=2, smoothing=0.0, channels_last=True)
+                    | SGD | recipe)
     training = Training(
-        model, model, nn.CrossEntropyLoss(), optimizer, None, device.grad_scaler(None),
-        create_ema(model, values, device), torch.zeros(3))
-    batches = [(torch.randn(6, 3, 8, 8), torch.randint(3, (6,))) for _ in range(8)]
-    for index in bad:
-        batches[index][0][0, 0, 0, 0] = torch.nan
+        model, model, create_loss(values), create_optimizer(model, values, 1), None,
+        device.grad_scaler(torch.float16 if values.amp else None), create_ema(model, values, device), torch.zeros(3))
+    device.prepare(model, training.optimizer, None)
+    return training, values
+
+
+def train_on(device, bad, **recipe):
+    training, values = create(device, **recipe)
     place = Place()
-    for _ in train_updates(training, batches, values, device, place, Quiet()):
+    for _ in train_updates(training, WithNan(bad), values, device, place, Quiet()):
         pass
     return training, place
 
 
 @pytest.mark.parametrize('bad', [[], [3], [0, 5, 6]], ids=str)
 @pytest.mark.parametrize('accumulate', [1, 2])
-def test_the_device_leaves_out_what_the_host_would(bad, accumulate):
+@pytest.mark.parametrize('kind', DEVICES)
+def test_the_device_leaves_out_what_the_host_would(bad, accumulate, kind):
     settings = dict(grad_accum_steps=accumulate, clip_grad=0.5)
-    ours, our_place = train_on(LazyCpu('cpu'), bad, **settings)
+    ours, our_place = train_on(kind('cpu'), bad, **settings)
     theirs, place = train_on(Device('cpu'), bad, **settings)
     assert our_place.skipped == place.skipped == len({index // accumulate for index in bad})
     assert our_place.mean_loss == pytest.approx(place.mean_loss)
@@ -56,14 +97,122 @@ def test_the_device_leaves_out_what_the_host_would(bad, accumulate):
         torch.testing.assert_close(model.state_dict(), other.state_dict())
 
 
-@pytest.mark.parametrize('opt', ['momentum', 'adamw'])
-def test_what_an_optimizer_begins_to_keep_in_an_update_left_out_is_finite(opt):
-    training, place = train_on(LazyCpu('cpu'), [0], opt)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+@pytest.mark.parametrize('kind', DEVICES)
+def test_an_update_left_out_leaves_no_bit_changed(optimizer, kind):
+    device = kind('cpu')
+    training, values = create(device, **OPTIMIZERS[optimizer])
+
+    def everything():
+        return [tensor.clone() for tensor in (*training.tensors(), *training.model.buffers(),
+                                              *training.ema.module.state_dict().values())]
+    before = []
+    for _ in train_updates(training, WithNan([3]), values, device, place := Place(), Quiet()):
+        now = everything()
+        if place.update == 4:
+            assert all(torch.equal(one, two) for one, two in zip(before, now, strict=True))
+        elif before:
+            assert not all(torch.equal(one, two) for one, two in zip(before, now, strict=True))
+        before = now
     assert place.skipped == 1
-    assert all(tensor.isfinite().all() for tensor in [*training.tensors(), *training.model.buffers()])
 
 
-def test_without_any_finite_update_training_stops():
-    for device in (LazyCpu('cpu'), Device('cpu')):
-        with pytest.raises(NonFiniteError, match='in a row'):
-            train_on(device, range(8), max_nonfinite_steps=3)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+@pytest.mark.parametrize('kind', DEVICES)
+def test_what_an_optimizer_begins_to_keep_in_an_update_left_out_is_finite(optimizer, kind):
+    training, place = train_on(kind('cpu'), [0], **OPTIMIZERS[optimizer])
+    assert place.skipped == 1
+    assert all(tensor.isfinite().all() for tensor in [*training.tensors(), *training.model.buffers(),
+                                                      *training.ema.module.state_dict().values()])
+
+
+@pytest.mark.parametrize('kind', [*DEVICES, Device])
+def test_without_any_finite_update_training_stops(kind):
+    with pytest.raises(NonFiniteError, match='in a row'):
+        train_on(kind('cpu'), range(8), max_nonfinite_steps=3)
+
+
+@pytest.mark.parametrize('kind', DEVICES)
+def test_too_many_in_a_row_are_found_although_one_was_finite_before_the_report(kind):
+    with pytest.raises(NonFiniteError, match='in a row'):
+        train_on(kind('cpu'), [1, 2, 3, 4], max_nonfinite_steps=3, log_interval=100)
+    train_on(kind('cpu'), [1, 2, 3, 5, 6, 7], max_nonfinite_steps=3, log_interval=100)
+
+
+def test_a_checkpoint_between_reports_knows_how_many_were_left_out_in_a_row():
+    device = AsynchronousCpu('cpu')
+    training, values = create(device, log_interval=100)
+    place = Place()
+    for _ in train_updates(training, WithNan([2, 3, 4, 5, 6]), values, device, place, Quiet()):
+        if place.update == 5:
+            break
+    assert checkpoint_state(training, values, device, place, [])['place']['skipped_in_a_row'] == 3
+
+
+def test_float16s_scaler_works_without_being_asked():
+    settings = dict(amp=True, amp_dtype='float16')
+    ours, our_place = train_on(AsynchronousCpu('cpu'), [3], **settings)
+    theirs, place = train_on(Device('cpu'), [3], **settings)
+    assert our_place.skipped == place.skipped >= 1
+    assert ours.scaler.get_scale() == theirs.scaler.get_scale() == 2**15
+    torch.testing.assert_close(ours.model.state_dict(), theirs.model.state_dict())
+
+
+class ScalarReads(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: numbers read, and shapes that depend on values."""
+
+    WAITS = ('_local_scalar_dense', 'nonzero', 'masked_select', 'equal', 'is_nonzero')
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in self.WAITS
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted_reads(monkeypatch):
+    """The number of reads so far, also of those that pass by the dispatcher on a CPU."""
+    with ScalarReads() as reads, monkeypatch.context() as patch:
+        def counted(original):
+            def read(tensor, *args, **kwargs):
+                reads.count += 1
+                return original(tensor, *args, **kwargs)
+            return read
+        for name in ('tolist', 'numpy', 'cpu', '__bool__', '__float__', '__int__', 'item'):
+            patch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+        yield reads
+
+
+def reads_per_update(monkeypatch, device, spoil=lambda training: None, **recipe):
+    training, values = create(device, log_interval=4, **recipe)
+    spoil(training)
+    mix = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, num_classes=3) if values.mixes_images else None
+    batches, place, counts = WithNan([2], 16, mix), Place(), []
+    with counted_reads(monkeypatch) as reads:
+        before = 0
+        for reported in train_updates(training, batches, values, device, place, Quiet()):
+            counts.append((reads.count - before, reported))
+            before = reads.count
+    return counts
+
+
+EVERYTHING = dict(grad_accum_steps=2, clip_grad=0.5, mixup=0.2, cutmix=1.0)
+
+
+@pytest.mark.parametrize('settings', [{}, EVERYTHING, EVERYTHING | dict(clip_mode='agc'), dict(amp=True)], ids=str)
+@pytest.mark.parametrize('optimizer', ['fused sgd', 'sgd', 'fused adamw', 'rmsproptf'])
+def test_between_reports_the_host_reads_nothing(monkeypatch, settings, optimizer):
+    counts = reads_per_update(monkeypatch, AsynchronousCpu('cpu'), **OPTIMIZERS[optimizer] | settings)
+    assert {reported for _, reported in counts} == {True, False}
+    assert [count for count, reported in counts if not reported] == [0] * sum(not reported for _, reported in counts)
+    assert all(count > 0 for count, reported in counts if reported)
+
+
+def test_a_number_read_in_the_step_would_be_counted(monkeypatch):
+    def spoil(training):
+        training.model.register_forward_hook(lambda module, inputs, output: output.sum().item() and None)
+    assert all(count for count, _ in reads_per_update(monkeypatch, AsynchronousCpu('cpu'), spoil))
+    assert all(count for count, _ in reads_per_update(monkeypatch, Device('cpu')))  # which asks on purpose

@@ -237,6 +237,8 @@ def checkpoint_state(
     All processes must call it together. `rows` are those of the summary.
     """
     device.flush()
+    if training.in_a_row is not None:
+        place.skipped_in_a_row = round(device.to_cpu(training.in_a_row).item())
     own = dict(random_state=random_state(), unreported=training.unreported.cpu())
     if device.keeps_replicas:  # batch norm and its average differ from process to process
         own |= {name: {key: value.cpu() for key, value in model.named_buffers()}
@@ -298,7 +300,7 @@ def _restore(
         load_weights(training.ema.module, content.get('state_dict_ema') or content['state_dict'], source)
     if not recipe.no_resume_opt:
         try:
-            training.optimizer.load_state_dict(content['optimizer'])
+            _load_optimizer(training.optimizer, content['optimizer'])
         except (ValueError, KeyError) as error:
             raise UserError(f'the optimizer state in {path} does not fit --opt {recipe.opt} ({error}); '
                             'resume the weights alone with --no-resume-opt') from error
@@ -330,6 +332,13 @@ def _restore(
                     value.copy_(own[name][key])
         restore_random_state(own['random_state'])
     return place, rows
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue from `state`, with the kernels that were chosen for this device: a GPU's run may go on elsewhere."""
+    groups = [saved | {name: own[name] for name in ('foreach', 'fused', 'capturable') if name in own}
+              for saved, own in zip(state['param_groups'], optimizer.param_groups, strict=True)]
+    optimizer.load_state_dict(dict(state, param_groups=groups))
 
 
 def _set_schedule(training: Training, place: Place, content: dict[str, Any]) -> None:

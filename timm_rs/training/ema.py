@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -11,7 +12,12 @@ from timm_rs.recipe import Recipe
 
 
 class Ema(ModelEmaV3):
-    """timm's average on `device`."""
+    """timm's average on `device`.
+
+    Where the device decides which updates are made, `share` is 1, or 0 for one that was left out: (), on the device.
+    """
+
+    share: torch.Tensor | None = None
 
     def __init__(self, model: nn.Module, device: Device, **settings: Any):
         # timm's constructor asks for a random generator of the device, which XLA does not have.
@@ -20,15 +26,17 @@ class Ema(ModelEmaV3):
         self.module.to(device.torch_device)
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
-        if not self.where.is_lazy:
+        if self.share is None:
             super().apply_update_(model, decay)
             return
-        weight = self.where.number(1 - decay)  # timm's would be a constant of the graph where it meets another
-        for average, value in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, weight)
-            else:
-                average.copy_(value)
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        # A number would be a constant of XLA's graph where it meets another that is equal.
+        weight = self.where.number(1 - decay) * self.share
+        self.where.lerp([average for average, _ in moving], [value for _, value in moving], weight)
+        for counter, value in pairs:
+            if not counter.is_floating_point():
+                counter.copy_(value)
 
 
 class TensorFlowEma(Ema):

@@ -17,7 +17,7 @@ from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.progress import track
 from timm_rs.recipe import Recipe
-from timm_rs.training.guard import Guard, LazyGuard
+from timm_rs.training.guard import DeviceGuard, Guard
 from timm_rs.training.runlog import Progress
 from timm_rs.training.state import Place, Training
 
@@ -55,7 +55,7 @@ def train_updates(
     """
     training.wrapped.train()
     num_batches, accumulate = len(loader), recipe.grad_accum_steps
-    guard = (LazyGuard if device.is_lazy else Guard)(training, device, place)
+    guard = (DeviceGuard if device.is_asynchronous else Guard)(training, device, place, recipe.max_nonfinite_steps)
     training.optimizer.zero_grad()
     for index, (images, targets) in enumerate(progress.waiting_for(loader)):
         window = min(accumulate, num_batches - index // accumulate * accumulate)  # batches in this update
@@ -73,26 +73,15 @@ def train_updates(
             continue
 
         device.reduce_gradients(training.model.parameters())
-        if recipe.clip_grad is not None:
-            training.scaler.unscale_(training.optimizer)
-        made, hopeless = guard.is_finite(), False  # the loop's first host-device sync, but for XLA
-        if made:
+        if guard.begin(unscale=recipe.clip_grad is not None):
             if recipe.clip_grad is not None:
                 parameters = model_parameters(training.model, exclude_head=recipe.clip_mode == 'agc')
                 dispatch_clip_grad(parameters, recipe.clip_grad, mode=recipe.clip_mode)
             device.before_update(training.optimizer)
-            scale = training.scaler.get_scale()
-            training.scaler.step(training.optimizer)
-            training.scaler.update()
-            # float16's scaler leaves out updates too, as it must while it looks for its scale; below 1 there is none.
-            made = training.scaler.get_scale() >= scale
-            hopeless = not made and training.scaler.get_scale() < 1
+            guard.step()
             if training.ema is not None:
                 training.ema.update(training.model, step=place.update + 1)
-        else:
-            guard.undo()
-            hopeless = True
-        guard.settle(made, hopeless)
+        guard.end()
         training.optimizer.zero_grad()
         place.update += 1
         if training.schedule is not None:
@@ -102,7 +91,8 @@ def train_updates(
         is_report = place.update % recipe.log_interval == 0 or index + 1 == num_batches
         if is_report:
             lr = training.optimizer.param_groups[0]['lr']
-            device.defer(partial(_report, place, progress, place.update, lr), training.unreported, *guard.report())
+            device.defer(partial(_report, place, progress, place.update, lr, device.num_summed),
+                         training.unreported, *guard.report())
             training.unreported = device.put(torch.zeros(3))
         if place.skipped_in_a_row > recipe.max_nonfinite_steps:
             raise NonFiniteError(
@@ -113,13 +103,13 @@ def train_updates(
 
 
 def _report(
-        place: Place, progress: Progress, update: int, lr: float, unreported: list[float],
+        place: Place, progress: Progress, update: int, lr: float, num_summed: int, unreported: list[float],
         in_a_row: list[float] | None = None) -> None:
     loss_sum, counted, skipped = unreported
     place.loss, place.counted = place.loss + loss_sum, place.counted + counted
     place.skipped += round(skipped)
     if in_a_row is not None:
-        place.skipped_in_a_row = round(in_a_row[0])
+        place.skipped_in_a_row = round(in_a_row[0] / num_summed)
     progress.report(update, loss_sum / counted if counted else math.nan, lr, counted, place.skipped)
 
 

@@ -7,10 +7,14 @@ from timm_rs.training.state import Place, Training
 
 
 class Guard:
-    """Asks before each update whether its losses and gradients are finite, and if not takes back what led there."""
+    """Makes an update only if its losses and gradients are finite in all processes; otherwise it leaves no trace.
 
-    def __init__(self, training: Training, device: Device, place: Place):
-        self.training, self.device, self.place = training, device, place
+    The host asks before each update, which costs nothing where the device is the CPU.
+    """
+
+    def __init__(self, training: Training, device: Device, place: Place, max_in_a_row: int):
+        """`max_in_a_row` updates left out one after the other are tolerated (`Place.skipped_in_a_row`)."""
+        self.training, self.device, self.place, self.max_in_a_row = training, device, place, max_in_a_row
         self.loss_sum = device.put(torch.zeros(1))  # of the batches in this update
         self.num_images = 0
         # A forward pass also writes: the statistics of batch norm.
@@ -22,31 +26,44 @@ class Guard:
         self.loss_sum += loss * num_images
         self.num_images += num_images
 
-    def is_finite(self) -> bool:
-        """Whether the losses, and but for float16 the gradients, are finite in all processes; then they count.
+    def begin(self, unscale: bool) -> bool:
+        """Whether to make the update: its losses and, except for float16, its gradients are finite.
 
-        float16 has a scaler that leaves out updates on its own, as it often must while it looks for its scale.
+        float16 has a scaler that leaves out updates on its own, as it often must while it looks for its scale;
+        `unscale` its gradients for those who look at them.
         """
+        if unscale:
+            self.training.scaler.unscale_(self.training.optimizer)
         checked = self.loss_sum if self.training.scaler.is_enabled() else self.loss_sum + self._gradient_norm()
-        finite = not self.device.agree(not torch.isfinite(checked))
-        if finite:
+        self.made = not self.device.agree(not torch.isfinite(checked))
+        self.hopeless = not self.made
+        if self.made:
             self.training.unreported[0] += self.loss_sum[0]
             self.training.unreported[1] += self.num_images
-            self._copy(self.before, self.buffers)
+            _copy(self.before, self.buffers)
+        else:
+            _copy(self.buffers, self.before)
+            if self.training.scaler.is_enabled():
+                scaler = self.training.scaler
+                scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+        return self.made
+
+    def step(self) -> None:
+        """Let the optimizer update the weights."""
+        scaler = self.training.scaler
+        scale = scaler.get_scale()
+        scaler.step(self.training.optimizer)
+        scaler.update()
+        # float16's scaler leaves out updates too; a scale below 1 will not be found any more.
+        self.made = scaler.get_scale() >= scale
+        self.hopeless = not self.made and scaler.get_scale() < 1
+
+    def end(self) -> None:
+        """Count the update, whether it was made or not."""
+        if not self.made:
+            self.training.unreported[2] += 1 / self.device.num_summed
+        self.place.skipped_in_a_row = self.place.skipped_in_a_row + 1 if self.hopeless else 0
         self._start_over()
-        return finite
-
-    def undo(self) -> None:
-        """Leave out an update that was not finite."""
-        self._copy(self.buffers, self.before)
-        if self.training.scaler.is_enabled():
-            self.training.scaler.update(self.training.scaler.get_scale() * self.training.scaler.get_backoff_factor())
-
-    def settle(self, made: bool, hopeless: bool) -> None:
-        """End the update: count it when it was not `made`, and as one in a row when it was `hopeless`."""
-        if not made:
-            self.training.unreported[2] += 1 / self.device.world_size  # reports sum over processes
-        self.place.skipped_in_a_row = self.place.skipped_in_a_row + 1 if hopeless else 0
 
     def report(self) -> tuple[torch.Tensor, ...]:
         """What the host should hear of with the next report, besides `Training.unreported`."""
@@ -62,45 +79,74 @@ class Guard:
         self.loss_sum.zero_()
         self.num_images = 0
 
-    @staticmethod
-    def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-        if targets:  # a network without batch norm has none
-            torch._foreach_copy_(targets, sources)
 
+class DeviceGuard(Guard):
+    """The same without asking: the device decides, so that the host never waits for it between reports.
 
-class LazyGuard(Guard):
-    """The same without asking: where operations are only collected, every answer would cost the wait for all of them.
-
-    Each update is made and then, on the device, taken back where it was not finite. The host hears of it with the
-    reports.
+    Fused optimizers skip an update in their kernel (`found_inf`). All others make it, and what it changed is put back
+    on the device. The host hears of it with the reports.
     """
 
-    def __init__(self, training: Training, device: Device, place: Place):
-        super().__init__(training, device, place)
-        self.in_a_row = device.put(torch.tensor([float(place.skipped_in_a_row)]))
+    def __init__(self, training: Training, device: Device, place: Place, max_in_a_row: int):
+        super().__init__(training, device, place, max_in_a_row)
+        self.kept: list[torch.Tensor] = []  # weights and optimizer state before the update
+        self.is_fused = bool(getattr(training.optimizer, '_step_supports_amp_scaling', False))
+        # A run that was stopped for too many may have been given a remedy: it gets another try.
+        self.in_a_row = device.put(torch.tensor([float(min(place.skipped_in_a_row, max_in_a_row))]))
         device.end_step()  # the first update finds what the others find
 
     @torch.no_grad()
-    def is_finite(self) -> bool:
-        """True, for the device knows; remembers what `settle` may have to take back."""
-        self.finite = torch.isfinite(self.loss_sum + self._gradient_norm()).squeeze()
-        for gradient in self._gradients():  # what the optimizer only now begins to keep must be finite as well
-            gradient.copy_(torch.where(self.finite, gradient, 0.0))
-        self.kept = [(tensor, tensor.clone()) for tensor in self.training.tensors()]
+    def begin(self, unscale: bool) -> bool:
+        """True, since the device knows; puts the statistics of batch norm back where the update is left out."""
+        if self.training.scaler.is_enabled():
+            self.training.scaler.unscale_(self.training.optimizer)
+        loss_is_finite = torch.isfinite(self.loss_sum)
+        finite = torch.isfinite(self.loss_sum + self._gradient_norm())
+        self.finite, self.loss_is_finite = self.device.all(torch.cat([finite, loss_is_finite])).unbind()
+        self.device.put_back(self.finite, self.buffers, self.before)
+        self.before = self.device.keep(self.buffers, self.before)
+        if not self.is_fused:
+            # An optimizer may begin to keep something in this very step, and nothing is known from before it.
+            self.device.put_zeros(self.finite, self._gradients())
         return True
 
     @torch.no_grad()
-    def settle(self, made: bool, hopeless: bool) -> None:
-        for tensor, before in [*self.kept, *zip(self.buffers, self.before, strict=True)]:
-            tensor.copy_(torch.where(self.finite, tensor, before))
-        self.kept = []
-        for before, buffer in zip(self.before, self.buffers, strict=True):
-            before.copy_(buffer)
-        finite = self.finite.float()[None]
+    def step(self) -> None:
+        optimizer, scaler = self.training.optimizer, self.training.scaler
+        if self.is_fused:
+            optimizer.found_inf = 1 - self.finite.float()  # type: ignore[attr-defined]
+            optimizer.step()
+            del optimizer.found_inf  # type: ignore[attr-defined]
+        else:
+            changing = self.training.tensors()
+            self.kept = self.device.keep(changing, self.kept)
+            optimizer.step()
+            self.device.put_back(self.finite, changing, self.kept)
+            if self.device.is_lazy:  # what still lives when the step is run would be one of its results
+                self.kept = []
+        scaler.update()
+        if self.training.ema is not None:
+            self.training.ema.share = self.finite.float()
+
+    @torch.no_grad()
+    def end(self) -> None:
+        scaler, finite = self.training.scaler, self.finite.float()[None]
+        is_hopeless = ~self.finite
+        if scaler.is_enabled():  # without a finite loss, or with a scale that will not be found any more
+            is_hopeless = is_hopeless & (~self.loss_is_finite | (scaler.scale(torch.ones_like(self.loss_sum))[0] < 1))
         self.training.unreported += torch.cat([
-            torch.where(self.finite, self.loss_sum, 0.0), finite * self.num_images, 1 - finite])
-        self.in_a_row.copy_((self.in_a_row + 1) * (1 - finite))
+            torch.where(self.finite, self.loss_sum, 0.0), finite * self.num_images,
+            (1 - finite) / self.device.num_summed])
+        # Too many in a row stay too many until the host hears of it.
+        self.in_a_row = torch.where(
+            self.in_a_row > self.max_in_a_row, self.in_a_row, (self.in_a_row + 1) * is_hopeless.float())
+        self.training.in_a_row = self.in_a_row
         self._start_over()
 
     def report(self) -> tuple[torch.Tensor, ...]:
         return (self.in_a_row,)
+
+
+def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    if targets:  # a network without batch norm has none
+        torch._foreach_copy_(targets, sources)

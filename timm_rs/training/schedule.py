@@ -1,10 +1,11 @@
 """From a recipe to an optimizer and a learning-rate schedule, both timm's."""
 
+import inspect
 import math
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import create_optimizer_v2, get_optimizer_class, optimizer_kwargs
 from timm.scheduler import CosineLRScheduler, create_scheduler_v2, scheduler_kwargs
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -24,8 +25,14 @@ def learning_rate(recipe: Recipe, world_size: int) -> float:
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe, world_size: int) -> torch.optim.Optimizer:
-    """timm's optimizer `recipe.opt`. Raises UserError for a name or argument it does not know."""
-    options: dict[str, Any] = optimizer_kwargs(recipe) | {'lr': learning_rate(recipe, world_size)} | recipe.opt_kwargs
+    """timm's optimizer `recipe.opt`, fused where it can be.
+
+    Raises UserError for a name or argument that timm does not know.
+    """
+    options: dict[str, Any] = optimizer_kwargs(recipe) | {'lr': learning_rate(recipe, world_size)}
+    if _is_fused(model, recipe):
+        options['fused'] = True
+    options |= recipe.opt_kwargs
     if recipe.weight_decay_rule == 'tf':
         if recipe.layer_decay is not None:
             raise UserError('weight_decay_rule tf and layer_decay both group the parameters: set one of the two')
@@ -34,6 +41,21 @@ def create_optimizer(model: nn.Module, recipe: Recipe, world_size: int) -> torch
         return create_optimizer_v2(model, **options)  # type: ignore[no-any-return]
     except (ValueError, TypeError, AssertionError, ImportError) as error:
         raise UserError(f'optimizer {recipe.opt} cannot be built: {error}') from error
+
+
+def _is_fused(model: nn.Module, recipe: Recipe) -> bool:
+    """Whether to take the kernel that updates all weights at once: on GPUs, if it exists and nothing else is asked for.
+
+    It is also the one that can leave out an update by itself (`DeviceGuard`).
+    """
+    weights = list(model.parameters())
+    on_gpu = bool(weights) and all(weight.is_cuda and weight.is_floating_point() for weight in weights)
+    if not on_gpu or recipe.opt_kwargs.keys() & {'fused', 'foreach', 'dampening', 'differentiable'}:
+        return False
+    try:
+        return 'fused' in inspect.signature(get_optimizer_class(recipe.opt, bind_defaults=False)).parameters
+    except ValueError:  # an unknown name, which timm will report
+        return False
 
 
 def all_but_batch_norm_decay(model: nn.Module) -> list[dict[str, Any]]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+
+from timm_rs.training.ema import Ema
 
 
 @dataclass
@@ -20,16 +21,16 @@ class Training:
     optimizer: torch.optim.Optimizer
     schedule: Scheduler | None
     scaler: GradScaler
-    ema: ModelEmaV3 | None
+    ema: Ema | None
     # Since the last report: sum of the losses, images they are of, updates left out. (3,), on the device.
     unreported: torch.Tensor
+    in_a_row: torch.Tensor | None = None  # `Place.skipped_in_a_row`, where the device decides: (1,), on the device
 
     def tensors(self) -> list[torch.Tensor]:
-        """All that an update changes, but for the buffers of `model`."""
+        """All that a step of the optimizer changes."""
         state = [value for values in self.optimizer.state.values() for value in values.values()
                  if isinstance(value, torch.Tensor) and value.device == self.unreported.device]
-        averaged = self.ema.module.state_dict().values() if self.ema is not None else ()
-        return [*(weight.detach() for weight in self.model.parameters()), *state, *averaged]
+        return [*(weight.detach() for weight in self.model.parameters()), *state]
 
 
 @dataclass
