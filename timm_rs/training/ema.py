@@ -23,13 +23,16 @@ class Ema(ModelEmaV3):
         # timm's constructor asks for a random generator of the device, which XLA does not have.
         super().__init__(copy.deepcopy(model).cpu() if device.is_lazy else model, **settings)
         self.where = device
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the average and of the model
         self.module.to(device.torch_device)
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         if self.share is None:
             super().apply_update_(model, decay)
             return
-        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        pairs = self.pairs or list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        if not self.where.is_lazy:  # where what is held would be one more result of the step
+            self.pairs = pairs  # to collect them at every update would keep a GPU waiting
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
         # A number would be a constant of XLA's graph where it meets another that is equal.
         weight = self.where.number(1 - decay) * self.share

@@ -17,6 +17,7 @@ class Guard:
         self.training, self.device, self.place, self.max_in_a_row = training, device, place, max_in_a_row
         self.loss_sum = device.put(torch.zeros(1))  # of the batches in this update
         self.num_images = 0
+        self.weights = list(training.model.parameters())
         # A forward pass also writes: the statistics of batch norm.
         self.buffers = [buffer for buffer in training.model.buffers() if buffer.numel()]
         self.before = [buffer.clone() for buffer in self.buffers]
@@ -73,7 +74,7 @@ class Guard:
         return torch.nn.utils.get_total_norm(self._gradients())
 
     def _gradients(self) -> list[torch.Tensor]:
-        return [weight.grad for weight in self.training.model.parameters() if weight.grad is not None]
+        return [weight.grad for weight in self.weights if weight.grad is not None]
 
     def _start_over(self) -> None:
         self.loss_sum.zero_()
