@@ -1,13 +1,12 @@
-"""The figure of accuracy against latency, and the paper's numbers behind it."""
+"""Accuracy against latency, and the paper's numbers behind it."""
 import csv
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from timm_rs.errors import UserError
 from timm_rs.models import PAPER_POINTS
-from timm_rs.pareto import PAPER, Panel, Point, dominated, draw, measured_panels, paper_panel, published, speedups
+from timm_rs.pareto import PAPER, Point, dominated, measured_panels, paper_panel, published, speedups
 
 RECIPES = Path(__file__).parent / 'data/paper_table.csv'
 
@@ -93,42 +92,6 @@ def test_files_that_cannot_be_drawn_are_named(content, words, tmp_path):
     (tmp_path / 'x.csv').write_text(content)
     with pytest.raises(UserError, match=words):
         measured_panels([tmp_path / 'x.csv'])
-
-
-def test_figures_have_every_label_and_never_two_in_one_place(tmp_path, monkeypatch):
-    import matplotlib.figure
-    figures = []
-    save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', lambda self, *arguments, **options: (
-        figures.append(self), save(self, *arguments, **options))[1])
-    panel = paper_panel('tpuv3')
-    draw([panel, Panel('measured', panel.points[:5])], tmp_path / 'p.png')
-    figure, = figures
-    for axis, points in zip(figure.axes, (panel.points, panel.points[:5]), strict=True):
-        labels = [text for text in axis.texts if text.get_text()]
-        words = [text.get_text() for text in labels]
-        assert {one.label for one in points} <= set(words)
-        boxes = [text.get_window_extent() for text in labels]
-        frame = axis.get_window_extent()
-        for number, box in enumerate(boxes):
-            assert not any(box.overlaps(other) for other in boxes[:number]), words[number]
-            assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-    assert 'published in the paper' in figure.axes[0].get_ylabel()
-    assert Image.open(tmp_path / 'p.png').size[0] > 800
-
-
-def test_svg_is_the_same_again(tmp_path):
-    panel = Panel('x', [point('ResNet-RS', '50@160', 1, 78.8), point('EfficientNet-RS', 'B4@192', 2, 80, True)])
-    for name in ('a.svg', 'b.svg'):
-        draw([panel], tmp_path / name)
-    assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
-
-
-def test_other_formats_and_places_are_refused(tmp_path):
-    with pytest.raises(UserError, match='ends with .png or .svg'):
-        draw([], tmp_path / 'x.pdf')
-    with pytest.raises(UserError, match='cannot be written'):
-        draw([Panel('x', [point('ResNet-RS', '50@160', 1, 78.8)])], tmp_path / 'none/x.svg')
 
 
 def test_papers_numbers_have_a_source_each():

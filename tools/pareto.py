@@ -5,7 +5,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.pareto import PAPERS_CLOCKS, Panel, draw, measured_panels, paper_panel, speedups
+from timm_rs.pareto import PAPERS_CLOCKS, Panel, measured_panels, paper_panel, speedups
+from timm_rs.pareto_figure import draw
 from timm_rs.recipe import Parser
 
 EXAMPLE = """examples:
