@@ -100,18 +100,23 @@ def _write_labels(figure: Any, axis: Any, panel: Panel) -> None:
         ordered = sorted(points, key=lambda point: point.top1)
         for one, two in zip(ordered, ordered[1:], strict=False):  # the lines, as beads
             taken += _beads(place((one.seconds, one.top1)), place((two.seconds, two.top1)))
+    for point in panel.points:
+        taken += _beads(place((point.latency[1], point.top1)), place((point.latency[2], point.top1)))
+    names = {point: point.label for point in panel.points}
     pairs = speedups(panel.points)
-    for base, other, ratio in pairs:  # on their arrows, or beside those that are too short
+    for base, other, ratio in pairs:
         spots = [(base.seconds ** share * other.seconds ** (1 - share), base.top1 * share + other.top1 * (1 - share))
                  for share in (0.5, 0.6, 0.4, 0.7, 0.3)]
-        on, beside = [(spot, (0, 0)) for spot in spots], [(spots[0], (0, y)) for y in (12, -12, 20, -20, 30, -30)]
-        _write(figure, axis, on + beside, f'{ratio:.1f}×', '#222222', taken, 9, on_white=True)
+        if not _write(figure, axis, [(spot, (0, 0)) for spot in spots], f'{ratio:.1f}×', '#222222', taken, 9,
+                      is_ratio=True):
+            names[base] += f': {ratio:.1f}×'  # no room on its arrow: it is told with where the arrow begins
     for base, other, _ in pairs:
         taken += _beads(place((base.seconds, base.top1)), place((other.seconds, other.top1)))
     for point in panel.points:
-        where = (point.seconds, point.top1)
-        _write(figure, axis, [(where, (scale * x, scale * y)) for scale in (1, 1.5, 2.2, 3)
-                              for x, y in AROUND[point.family]], point.label, FAMILIES[point.family], taken, 8)
+        median, least, most = point.latency
+        _write(figure, axis, [((median if y else most if x > 0 else least, point.top1), (scale * x, scale * y))
+                              for scale in (1, 1.5, 2.2, 3) for x, y in AROUND[point.family]],
+               names[point], FAMILIES[point.family], taken, 8)
 
 
 def _beads(start: Any, end: Any) -> list[Any]:
@@ -123,22 +128,28 @@ def _beads(start: Any, end: Any) -> list[Any]:
 
 
 def _write(figure: Any, axis: Any, spots: Sequence[tuple[Any, tuple[float, float]]], words: str, colour: str,
-           taken: list[Any], size: int, on_white: bool = False) -> None:
-    """Write `words` at that of the `spots` (data, and how far off in 1/72 inch) where they cover least of `taken`."""
+           taken: list[Any], size: int, is_ratio: bool = False) -> bool:
+    """Write `words` at that of the `spots` (data, and how far off in 1/72 inch) where they cover least of `taken`.
+
+    A ratio is not written, and the answer is False, where it would cover anything.
+    """
     frame = axis.get_window_extent()
     texts: list[tuple[int, int, Any, Any]] = []
     for where, (x, y) in spots:
         text = axis.annotate(
             words, where, (x, y), textcoords='offset points', color=colour, fontsize=size, zorder=4,
-            fontweight='bold' if on_white else 'normal',
-            bbox=dict(boxstyle='square,pad=0.15', facecolor='white', edgecolor='none') if on_white else None,
+            fontweight='bold' if is_ratio else 'normal',
+            bbox=dict(boxstyle='square,pad=0.15', facecolor='white', edgecolor='none') if is_ratio else None,
             ha='left' if x > 0 else 'right' if x < 0 else 'center',
             va='bottom' if y > 0 else 'top' if y < 0 else 'center')
         box = text.get_window_extent(figure.canvas.get_renderer())
         outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
         texts.append((sum(box.overlaps(other) for other in taken) + 9 * outside, len(texts), text, box))
-    _, chosen, _, box = min(texts, key=lambda entry: entry[:2])
+    covered, chosen, _, box = min(texts, key=lambda entry: entry[:2])
+    is_written = not (is_ratio and covered)
     for _, number, text, _ in texts:
-        if number != chosen:
+        if number != chosen or not is_written:
             text.remove()
-    taken.append(box)
+    if is_written:
+        taken.append(box)
+    return is_written
