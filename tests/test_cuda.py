@@ -214,6 +214,8 @@ def test_batches_arrive_as_on_the_cpu(image_folder):
         train_set, _, _ = create_datasets(recipe)
         loader = create_train_loader(train_set, recipe, data_config, 3, device)
         batches[name] = [(images.cpu(), targets.cpu()) for images, targets in loader]
+        images, targets, _ = next(iter(loader.loader))
+        assert images.is_pinned() == targets.is_pinned() == (name == 'cuda')  # so that their way overlaps the work
     for (images, targets), (others, labels) in zip(batches['cuda'], batches['cpu'], strict=True):
         torch.testing.assert_close(images, others)
         assert torch.equal(targets, labels)
