@@ -44,6 +44,7 @@ def pretend_that_at_most(limit, monkeypatch):
 
     class Process:
         def __init__(self, candidate):
+            self.candidate = candidate
             tried.append(candidate.batch_size)
             if candidate.batch_size > limit:
                 raise DoesNotFit('no room')
@@ -56,9 +57,9 @@ def pretend_that_at_most(limit, monkeypatch):
 
 def test_batches_are_halved_until_they_fit(monkeypatch):
     tried = pretend_that_at_most(40, monkeypatch)
-    candidate = fit(replace(TINY, batch_size=128), images=100)
+    candidate = fit(replace(TINY, batch_size=128), images=100).candidate
     assert tried == [128, 64, 32] and (candidate.batch_size, candidate.steps) == (32, 4)
-    assert fit(candidate, images=0).steps == 1
+    assert fit(candidate, images=0).candidate.steps == 1
 
 
 def test_a_model_of_which_no_image_fits_is_named(monkeypatch):

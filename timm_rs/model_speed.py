@@ -26,7 +26,7 @@ from timm_rs.step_process import (
     check_model,
     check_setup,
     fit,
-    peak_memory,
+    fit_side_by_side,
     precision_of,
 )
 
@@ -45,6 +45,8 @@ TABLE_7 = [
     [_B6, 'resnetrs_350@256'],
     [_B7, 'resnetrs_350@320', 'resnetrs_420@320'],
 ]
+# All of both, where time may run out: Table 3, then from large to small; last, the one that measures Table 3's again.
+BOTH_TABLES = [*TABLE_3, *(group for group in TABLE_7[-2::-1] if group not in TABLE_3), TABLE_7[-1]]
 # EfficientNet-RS with the EfficientNet of about its accuracy (digitised from the figure, so the groups are ours).
 FIGURE_5 = [
     [_B2, 'efficientnet_rs_b4@192'],
@@ -121,28 +123,54 @@ def remaining(groups: list[list[str]], protocol: Protocol, path: Path | None) ->
         for point in group for setup in protocol.setups)]
 
 
-def measure(groups: list[list[str]], protocol: Protocol) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each group, as soon as they are measured. Raises UserError for what cannot be measured."""
-    for number, group in enumerate(groups, start=1):
-        yield measure_group(group, protocol, f'group {number}/{len(groups)}')
+def measure(groups: list[tuple[list[str], Protocol]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each group, as soon as they are measured.
+
+    A group that cannot be measured does not prevent the next ones; when all are through, the first problem is raised:
+    UserError, or RuntimeError for a bug.
+    """
+    problems: list[UserError | RuntimeError] = []
+    for number, (group, protocol) in enumerate(groups, start=1):
+        try:
+            yield measure_group(group, protocol, f'group {number}/{len(groups)}')
+        except (UserError, RuntimeError) as error:
+            problems.append(error)
+            if number < len(groups):
+                print(f'{" and ".join(group)} with {" and ".join(protocol.setups)} cannot be measured: {error}',
+                      flush=True)
+    if problems:
+        raise problems[0]
 
 
 def measure_group(group: list[str], protocol: Protocol, label: str = 'benchmark') -> list[dict[str, Any]]:
     """Rows of the points in `group` with every setup: in turn, each in a process of its own."""
     candidates = [protocol.candidate(point, setup) for point, setup in itertools.product(group, protocol.setups)]
-    if protocol.search:
-        candidates = [fit(candidate, protocol.images) for candidate in candidates]
+    side_by_side = protocol.search and protocol.device.startswith('cuda') and protocol.work != 'memory'
+    peaks = []
+    if protocol.work == 'memory' or (protocol.search and not side_by_side):
+        # On the CPU an idle process keeps what its step took, so each looks for its batch alone.
+        for index, candidate in enumerate(candidates):
+            with fit(candidate, protocol.images) if protocol.search else StepProcess(candidate) as process:
+                candidates[index] = process.candidate
+                peaks.append(process.peak_memory)
+    if protocol.work == 'memory':
+        return rows(group, protocol, candidates, peaks, None)
     try:
-        if protocol.work == 'memory':
-            return rows(group, protocol, candidates, [peak_memory(candidate) for candidate in candidates], None)
         with ExitStack() as stack:
-            processes = [stack.enter_context(StepProcess(candidate)) for candidate in candidates]
-            costs = take_turns({f'{process.candidate.label} {process.candidate.setup}': process.turn
-                                for process in processes}, protocol.rounds, label=label)
+            if side_by_side:
+                processes = fit_side_by_side(candidates, protocol.images)
+                for process in processes:
+                    stack.callback(process.close)
+            else:
+                processes = [stack.enter_context(StepProcess(candidate)) for candidate in candidates]
+            costs = take_turns(
+                {f'{process.candidate.label} {process.candidate.setup}': process.turn for process in processes},
+                protocol.rounds, warmup=0 if side_by_side else 1, label=label)
     except DoesNotFit as error:
         raise UserError(f'{" and ".join(group)} do not fit into memory side by side ({error}): give a smaller '
                         '--batch-size, or --start-batch-size') from error
-    return rows(group, protocol, candidates, [process.peak_memory for process in processes], list(costs.values()))
+    return rows(group, protocol, [process.candidate for process in processes],
+                [process.peak_memory for process in processes], list(costs.values()))
 
 
 def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peaks: list[int],

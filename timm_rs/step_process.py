@@ -39,6 +39,8 @@ PARTS: dict[str, dict[str, Any]] = {
     'foreach': dict(opt_kwargs=dict(foreach=True)),
     'fused': dict(opt_kwargs=dict(fused=True)),
     'compile': dict(torchcompile='inductor'),
+    'reduce_overhead': dict(torchcompile='inductor', torchcompile_mode='reduce-overhead'),
+    'max_autotune': dict(torchcompile='inductor', torchcompile_mode='max-autotune'),
     'checkpointing': dict(grad_checkpointing=True),
 }
 MIB = 1 << 20
@@ -102,9 +104,12 @@ def step_recipe(candidate: Candidate) -> Recipe:
         values = dict(drop=0.25, model_ema=True, model_ema_decay=0.9999, model_ema_warmup=True, ema_ramp='tf')
         if 'efficientnet' in candidate.model:
             values |= dict(opt='rmsproptf', opt_eps=1e-3, drop_path=0.2)
-    values |= dict(channels_last=False, amp=False, amp_dtype='float16', torchcompile=None)  # the setup says
-    if candidate.work == 'train':
-        for part in candidate.setup.split('+'):
+    values |= dict(channels_last=False, amp=False, amp_dtype='float16', torchcompile=None, torchcompile_mode=None)
+    if candidate.work == 'train':  # the setup decides these
+        parts = candidate.setup.split('+')
+        if TIMMS_LOOP in parts and candidate.device.startswith('cuda'):
+            values |= PARTS['foreach']  # which is what torch takes there unless it is told otherwise
+        for part in parts:
             values |= PARTS[part]
     return replace(
         Recipe(**values), model=candidate.model, img_size=candidate.img_size, batch_size=candidate.batch_size,
@@ -116,11 +121,13 @@ def step_recipe(candidate: Candidate) -> Recipe:
 def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
     """A function that makes so many steps of the candidate, on synthetic images that are on the device already."""
     recipe = step_recipe(candidate)
-    model, config = build_model(recipe, device)
-    pixels = torch.randint(256, (candidate.batch_size, *config['input_size']), dtype=torch.uint8)
-    mean, std = (255 * torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
-    images = ((pixels - mean) / std).to(device.torch_device)
-    targets = torch.randint(model.num_classes, (candidate.batch_size,)).to(device.torch_device)
+    with device.torch_device:  # a GPU draws the initial weights at once, a CPU takes seconds
+        model, config = build_model(recipe, device)
+        pixels = torch.randint(256, (candidate.batch_size, *config['input_size']), dtype=torch.uint8)
+        mean, std = (255 * torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
+        images = (pixels - mean) / std
+        targets = torch.randint(model.num_classes, (candidate.batch_size,))
+    del pixels
     if candidate.work == 'train':
         if recipe.mixes_images:
             targets = F.one_hot(targets, model.num_classes).float()
@@ -292,28 +299,50 @@ class StepProcess:
         self.close()
 
 
-def fit(candidate: Candidate, images: int) -> Candidate:
-    """`candidate` with its batch halved until it fits, as the paper's protocol, and the steps for so many images.
+def fit(candidate: Candidate, images: int) -> StepProcess:
+    """A process of `candidate` with its batch halved until it fits, as in the paper's protocol.
 
-    Raises UserError when one image is too many.
+    A turn of it is at least `images` images, or one batch for 0. Raises UserError when one image is too many.
     """
     while True:
         candidate = replace(candidate, steps=-(-images // candidate.batch_size) if images else 1)
         try:
-            StepProcess(candidate).close()
+            return StepProcess(candidate)
         except DoesNotFit as error:
-            if candidate.batch_size == 1:
-                raise UserError(f'{candidate.label} does not fit into the memory of {candidate.device}, not even one '
-                                f'image ({error}); leave it out with --models') from error
-            candidate = replace(candidate, batch_size=candidate.batch_size // 2)
-        else:
-            return candidate
+            candidate = halved(candidate, error)
 
 
-def peak_memory(candidate: Candidate) -> int:
-    """Bytes that the candidate needs at most, as `StepProcess` measures them. Raises as it does."""
-    with StepProcess(candidate) as process:
-        return process.peak_memory
+def halved(candidate: Candidate, error: DoesNotFit) -> Candidate:
+    """`candidate` with half the batch, since `error`. Raises UserError when there is no half."""
+    if candidate.batch_size == 1:
+        raise UserError(f'{candidate.label} does not fit into the memory of {candidate.device}, not even one '
+                        f'image ({error}); leave it out with --models') from error
+    return replace(candidate, batch_size=candidate.batch_size // 2)
+
+
+def fit_side_by_side(candidates: list[Candidate], images: int) -> list[StepProcess]:
+    """Processes of all candidates, each with its batch halved until it fits beside the others while those are idle.
+
+    For a GPU, where an idle process holds its weights, averages and optimizer state only. None has to start twice,
+    but when those that come later leave too little to one that already fitted. Every process has then made a turn.
+    """
+    processes: list[StepProcess] = []
+    try:
+        for candidate in candidates:
+            processes.append(fit(candidate, images))
+        for index in range(len(processes)):
+            while True:
+                try:
+                    processes[index].turn()
+                    break
+                except DoesNotFit as error:
+                    processes[index].close()
+                    processes[index] = fit(halved(processes[index].candidate, error), images)
+    except BaseException:
+        for process in processes:
+            process.close()
+        raise
+    return processes
 
 
 def check_model(name: str) -> None:

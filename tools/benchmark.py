@@ -6,6 +6,7 @@ examples:
   python tools/benchmark.py train --table3 --device cpu --start-batch-size 4 --rounds 3
   python tools/benchmark.py train --models tf_efficientnet_b0@224 resnetrs_50@160 --batch-size 8 --images 16
   python tools/benchmark.py train --models resnetrs_50@160 --setups timm channels_last+fused channels_last+bf16+compile
+  python tools/benchmark.py train --table3-and-7 --precision bf16 --images 256 --rounds 3 --resume
   python tools/benchmark.py infer --table7 --device cuda --precision bf16 --resume
   python tools/benchmark.py memory --table3 --precision bf16
   python tools/benchmark.py loader --recipe train_recipes/rs50.yaml
@@ -43,6 +44,7 @@ from timm_rs.data.workers import num_cores
 from timm_rs.device import Device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.model_speed import (
+    BOTH_TABLES,
     FIGURE_5,
     PAPERS_BATCH_SIZE,
     PAPERS_IMAGES,
@@ -88,14 +90,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
     which.add_argument('--table3', action='store_const', const=TABLE_3, dest='groups', help='the pairs of Table 3')
     which.add_argument('--table7', action='store_const', const=TABLE_7, dest='groups',
                        help='all models of Table 7, each ResNet-RS beside the EfficientNet of about its accuracy')
+    which.add_argument('--table3-and-7', action='store_const', const=BOTH_TABLES, dest='groups',
+                       help='both, Table 3 first, then from large to small')
     which.add_argument('--figure5', action='store_const', const=FIGURE_5, dest='groups',
                        help='EfficientNet-RS beside EfficientNet')
     if work == 'infer':
-        parser.add_argument('--backends', nargs='+', dest='setups', metavar='NAME',
-                            help=f'of {", ".join(BACKENDS)} [all of --precision that are here, but compiled ones]')
+        parser.add_argument('--backends', nargs='+', action='append', dest='setups', metavar='NAME',
+                            help=f'of {", ".join(BACKENDS)} [all of --precision that are here, but compiled ones]; '
+                            'given again, those are measured after these, in turns of their own')
     else:
-        parser.add_argument('--setups', nargs='+', metavar='PART+PART',
-                            help=f'made of {", ".join(PARTS)}; timm is the loop of its train.py [channels_last]')
+        parser.add_argument('--setups', nargs='+', action='append', metavar='PART+PART',
+                            help=f'made of {", ".join(PARTS)}; timm is the loop of its train.py [channels_last]; '
+                            'given again, those are measured after these, in turns of their own')
         parser.add_argument('--recipe', default='', metavar='FILE',
                             help='take optimizer, average and regularisers of the step from this recipe [SGD for '
                             'ResNets, RMSProp for EfficientNets, with averaging]')
@@ -125,19 +131,24 @@ def benchmark_models(arguments: Any) -> None:
     batch_size = str(arguments.start_batch_size if search else arguments.batch_size)
     if not batch_size.isdigit() or min(int(batch_size), arguments.rounds) < 1 or images < 0:
         raise UserError('--batch-size (or auto), --start-batch-size and --rounds must be at least 1, --images 0')
-    setups = (inference_setups(arguments.setups, arguments.precision, arguments.device) if arguments.command == 'infer'
-              else training_setups(arguments.setups, arguments.precision))
-    protocol = Protocol(arguments.command, setups, int(batch_size), search, images, arguments.rounds, arguments.device,
-                        getattr(arguments, 'recipe', ''))
     groups = arguments.groups or [list(dict.fromkeys(
         point if '@' in point else f'{point}@{default_size(point)}' for point in arguments.models))]
-    unmeasured = remaining(groups, protocol, arguments.csv if arguments.resume else None)
-    if len(unmeasured) < len(groups):
-        print(f'{len(groups) - len(unmeasured)} of {len(groups)} groups are in {arguments.csv} already')
+    unmeasured, warnings, asked = [], [], 0
+    for names in arguments.setups or [None]:
+        setups = (inference_setups(names, arguments.precision, arguments.device) if arguments.command == 'infer'
+                  else training_setups(names, arguments.precision))
+        protocol = Protocol(arguments.command, setups, int(batch_size), search, images, arguments.rounds,
+                            arguments.device, getattr(arguments, 'recipe', ''))
+        left = remaining(groups, protocol, arguments.csv if arguments.resume else None)
+        unmeasured += [(group, protocol) for group in left]
+        warnings.append(protocol.warning())
+        asked += len(groups)
+    if len(unmeasured) < asked:
+        print(f'{asked - len(unmeasured)} of {asked} groups are in {arguments.csv} already')
     check_writable(arguments.csv)
-    if warning := protocol.warning():
-        print(warning)
-    for rows in measure(unmeasured, protocol):
+    if any(warnings):
+        print(max(warnings))
+    for rows in measure(unmeasured):
         append_rows(arguments.csv, rows)
         print(table(rows), flush=True)
 

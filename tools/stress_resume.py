@@ -3,8 +3,9 @@
 
 Everything must be equal to the bit: weights, their average, optimizer, random states, summary.csv, the best checkpoint.
 
-example:
+examples:
   python tools/stress_resume.py --trials 50
+  python tools/stress_resume.py --trials 3 --device cuda --deterministic --processes 1
 """
 
 import csv
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ['OMP_NUM_THREADS'] = '1'  # before torch: threads do not survive a fork
+os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'  # CUDA neither, not even to be asked whether it is there
 
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ from timm_rs.recipe import Parser
 from timm_rs.training.checkpoint import BEST, LAST, read_checkpoint
 
 ARGUMENTS = [
-    '--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32', '--device', 'cpu',
+    '--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32',
     '--epochs', '3', '--batch-size', '4', '--warmup-epochs', '1', '--lr', '0.02', '--log-interval', '2',
     '--recovery-interval', '1', '--model-ema', '--model-ema-warmup', '--drop', '0.2', '--drop-path', '0.1',
     '--aa', 'rand-m9-n2', '--reprob', '0.5', '--mixup', '0.2', '--cutmix', '1.0']
@@ -65,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--trials', type=int, default=50, metavar='N', help='runs to kill and continue [50]')
     parser.add_argument('--processes', choices=('1', '2', 'both'), default='both', help='processes of a run [both]')
     parser.add_argument('--seed', type=int, default=0, help='decides kinds, moments and victims [0]')
+    parser.add_argument('--device', default='cpu', metavar='NAME', help='cpu, cuda or cuda:N [cpu]')
+    parser.add_argument('--deterministic', action='store_true', help='as of train.py; GPUs need it to be equal')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row per trial')
     arguments = parser.parse_args(argv)
     if arguments.trials < 1:
@@ -72,7 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     if not hasattr(os, 'fork'):
         raise UserError('this test forks its runs, which this system cannot')
     with tempfile.TemporaryDirectory() as folder:
-        trials = run_trials(Path(folder), arguments.trials, arguments.processes, random.Random(arguments.seed))
+        options = ['--device', arguments.device, *(['--deterministic'] if arguments.deterministic else [])]
+        trials = run_trials(
+            Path(folder), arguments.trials, arguments.processes, random.Random(arguments.seed), options)
     if arguments.csv:
         with open(arguments.csv, 'w', newline='') as file:
             writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Trial)])
@@ -85,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def run_trials(folder: Path, count: int, processes: str, rng: random.Random) -> list[Trial]:
+def run_trials(folder: Path, count: int, processes: str, rng: random.Random, options: list[str]) -> list[Trial]:
     write_data(folder)
     numbers = [1, 2] if processes == 'both' else [int(processes)]
     whole: dict[tuple[int, str], tuple[Path, float]] = {}  # runs that are left alone, and their seconds
@@ -96,22 +102,22 @@ def run_trials(folder: Path, count: int, processes: str, rng: random.Random) -> 
         if (trial.processes, trial.kind) not in whole:
             started = time.monotonic()
             alone = folder / f'runs/whole-{trial.processes}-{trial.kind}'
-            if any(Run(folder, alone.name, trial).wait()):
+            if any(Run(folder, alone.name, trial, options).wait()):
                 raise UserError(f'the run that is left alone failed: {tail(alone)}')
             whole[trial.processes, trial.kind] = alone, time.monotonic() - started
         alone, seconds = whole[trial.processes, trial.kind]
         part = folder / f'runs/trial-{index}'
-        trial.difference = kill_and_continue(folder, trial, seconds, rng) or difference(alone, part)
-        if trial.difference:
-            print(f'trial {index} ({trial.kind}, {trial.processes} processes): {trial.difference}')
+        trial.difference = kill_and_continue(folder, trial, seconds, rng, options) or difference(alone, part)
+        print(f'trial {index} ({trial.kind}, {trial.processes} processes, {trial.kills} kills): '
+              f'{trial.difference or "equal"}', flush=True)
     return trials
 
 
-def kill_and_continue(folder: Path, trial: Trial, seconds: float, rng: random.Random) -> str:
+def kill_and_continue(folder: Path, trial: Trial, seconds: float, rng: random.Random, options: list[str]) -> str:
     """Run a trial to its end with up to three kills on the way; what went wrong, if anything."""
     name, wanted = f'trial-{trial.number}', rng.randint(1, 3)
     while trial.kills < wanted:
-        run = Run(folder, name, trial)
+        run = Run(folder, name, trial, options)
         victims = rng.sample(run.pids, rng.randint(1, len(run.pids)))
         moment = time.monotonic() + rng.uniform(0, seconds)
         while run.all_run() and time.monotonic() < moment:
@@ -129,7 +135,7 @@ def kill_and_continue(folder: Path, trial: Trial, seconds: float, rng: random.Ra
         else:  # it was through before: once more, from the beginning
             seconds *= 0.7
             shutil.rmtree(folder / 'runs' / name)
-    if any(Run(folder, name, trial).wait()):
+    if any(Run(folder, name, trial, options).wait()):
         return f'failed: {tail(folder / "runs" / name)}'
     return ''
 
@@ -137,9 +143,9 @@ def kill_and_continue(folder: Path, trial: Trial, seconds: float, rng: random.Ra
 class Run:
     """The processes of one start of train.py, forked so that they need not import torch again."""
 
-    def __init__(self, folder: Path, name: str, trial: Trial):
-        argv = [*ARGUMENTS, *KINDS[trial.kind], '--data-dir', str(folder / 'data'), '--output', str(folder / 'runs'),
-                '--experiment', name, '--resume', 'auto']
+    def __init__(self, folder: Path, name: str, trial: Trial, options: list[str]):
+        argv = [*ARGUMENTS, *KINDS[trial.kind], *options, '--data-dir', str(folder / 'data'),
+                '--output', str(folder / 'runs'), '--experiment', name, '--resume', 'auto']
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]

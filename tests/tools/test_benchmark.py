@@ -105,7 +105,8 @@ def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
 @pytest.mark.parametrize(('argv', 'words'), [
     (['loader', '--images', '0'], '--images and --rounds must be at least 1'),
     (['loader', '--data-dir', 'nowhere'], 'data folder nowhere does not exist'),
-    (['train'], 'one of the arguments --models --table3 --table7 --figure5 is required'),
+    (['train'], 'one of the arguments --models --table3 --table7 --table3-and-7 --figure5 is '
+     'required'),
     (['train', '--table3', '--batch-size', 'many'], '--batch-size (or auto)'),
     (['train', '--table3', '--rounds', '0'], '--rounds must be at least 1'),
     (['train', '--models', 'resnetrs50x'], 'unknown model resnetrs50x. Did you mean resnetrs50?'),
