@@ -262,10 +262,11 @@ class Device:
     def put_back(self, made: torch.Tensor, tensors: list[torch.Tensor], before: list[torch.Tensor]) -> None:
         """Where `made` (), bool, is false, give `tensors` the bits of `before`, which is used up."""
         # As integers: what is to go may not be a number, and zero times that would not be zero.
-        self.put_zeros(made, tensors)
-        self.put_zeros(~made, before)
-        for some, others in zip(_as_integers(tensors), _as_integers(before), strict=True):
-            torch._foreach_add_(some, others)
+        for now, old in zip(_as_integers(tensors), _as_integers(before), strict=True):
+            keeps_now = made.to(now[0].dtype)
+            torch._foreach_mul_(now, keeps_now)
+            torch._foreach_mul_(old, 1 - keeps_now)
+            torch._foreach_add_(now, old)
 
     def put_zeros(self, made: torch.Tensor, tensors: list[torch.Tensor]) -> None:
         """Where `made` (), bool, is false, make `tensors` zero, whatever they hold."""
