@@ -222,9 +222,9 @@ def test_batches_arrive_as_on_the_cpu(image_folder):
 
 
 @needs_gpu
-@pytest.mark.parametrize('mode', ['default', 'reduce-overhead'])
+@pytest.mark.parametrize(('mode', 'accumulate'), [('default', 2), ('reduce-overhead', 1), ('reduce-overhead', 2)])
 def test_compiled_it_resumes_to_the_bit_and_compiles_nothing_after_the_first_update(
-        run, image_folder, tmp_path, monkeypatch, mode):
+        run, image_folder, tmp_path, monkeypatch, mode, accumulate):
     genuine = train.train_updates
 
     def strict(training, loader, recipe, device, place, progress):
@@ -236,5 +236,5 @@ def test_compiled_it_resumes_to_the_bit_and_compiles_nothing_after_the_first_upd
         torch._dynamo.reset(), monkeypatch.setattr(torch._dynamo.config, 'error_on_recompile', False),
         create_training(*arguments))[-1])
     test_stopped_and_resumed_is_the_same_to_the_bit(run, image_folder, tmp_path, monkeypatch, [
-        '--torchcompile', 'inductor', '--torchcompile-mode', mode, '--drop-path', 0.1, '--grad-accum-steps', 2,
+        '--torchcompile', 'inductor', '--torchcompile-mode', mode, '--drop-path', 0.1, '--grad-accum-steps', accumulate,
         '--batch-size', 4, '--validation-batch-size', 6])

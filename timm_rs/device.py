@@ -251,12 +251,18 @@ class Device:
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
         return shared.bool()
 
+    def are_finite(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """Whether all numbers of `tensors` are finite: (1,), bool, on the device."""
+        found, one = (torch.full((1,), value, device=self.torch_device) for value in (0.0, 1.0))
+        for same in _by(lambda tensor: tensor.dtype, tensors):  # what torch's scaler of gradients asks, in one kernel
+            torch._amp_foreach_non_finite_check_and_unscale_(same, found, one)
+        return found == 0
+
     def keep(self, tensors: list[torch.Tensor], store: list[torch.Tensor]) -> list[torch.Tensor]:
         """Copies of `tensors`, in those of the last time, the `store`, if it was of the same tensors."""
         if len(store) != len(tensors):
             store = [torch.empty_like(tensor) for tensor in tensors]
-        if tensors:
-            torch._foreach_copy_(store, tensors)
+        self.copy(store, tensors)
         return store
 
     def put_back(self, made: torch.Tensor, tensors: list[torch.Tensor], before: list[torch.Tensor]) -> None:
@@ -272,6 +278,11 @@ class Device:
         """Where `made` (), bool, is false, make `tensors` zero, whatever they hold."""
         for integers in _as_integers(tensors):
             torch._foreach_mul_(integers, made.to(integers[0].dtype))
+
+    def copy(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        """Copy each of `sources` to that of `targets`."""
+        if targets:
+            torch._foreach_copy_(targets, sources)
 
     def lerp(self, starts: list[torch.Tensor], ends: list[torch.Tensor], weight: torch.Tensor) -> None:
         """Move each of `starts` by `weight` (), on the device, of its way to that of `ends`."""
@@ -316,12 +327,18 @@ class Device:
             torch.distributed.destroy_process_group()
 
 
+def _by(kind: Callable[[torch.Tensor], Any], tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """`tensors` in lists of the same kind, as operations on many at once need them."""
+    lists: dict[Any, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        lists.setdefault(kind(tensor), []).append(tensor)
+    return list(lists.values())
+
+
 def _as_integers(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
     """The bits of `tensors` as integers of their widths, a list for each width."""
-    widths: dict[int, list[torch.Tensor]] = {}
-    for tensor in tensors:
-        widths.setdefault(tensor.element_size(), []).append(tensor.view(INTEGERS[tensor.element_size()]))
-    return [widths[width] for width in sorted(widths)]
+    return [[tensor.view(INTEGERS[tensor.element_size()]) for tensor in same]
+            for same in _by(torch.Tensor.element_size, tensors)]
 
 
 def _require_torch_tpu() -> None:
@@ -469,6 +486,9 @@ class XlaDevice(Device):
     def all(self, flags: torch.Tensor) -> torch.Tensor:
         return flags
 
+    def are_finite(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.isfinite(torch.nn.utils.get_total_norm(tensors))[None]
+
     def keep(self, tensors: list[torch.Tensor], store: list[torch.Tensor]) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in tensors]  # the compiler knows which it needs
 
@@ -479,6 +499,10 @@ class XlaDevice(Device):
     def put_zeros(self, made: torch.Tensor, tensors: list[torch.Tensor]) -> None:
         for tensor in tensors:
             tensor.copy_(torch.where(made, tensor, 0.0))
+
+    def copy(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
 
     def lerp(self, starts: list[torch.Tensor], ends: list[torch.Tensor], weight: torch.Tensor) -> None:
         for start, end in zip(starts, ends, strict=True):

@@ -37,9 +37,8 @@ class Ema(ModelEmaV3):
         # A number would be a constant of XLA's graph where it meets another that is equal.
         weight = self.where.number(1 - decay) * self.share
         self.where.lerp([average for average, _ in moving], [value for _, value in moving], weight)
-        for counter, value in pairs:
-            if not counter.is_floating_point():
-                counter.copy_(value)
+        counting = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.where.copy([counter for counter, _ in counting], [value for _, value in counting])
 
 
 class TensorFlowEma(Ema):

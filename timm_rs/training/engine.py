@@ -56,7 +56,11 @@ def train_updates(
     training.wrapped.train()
     num_batches, accumulate = len(loader), recipe.grad_accum_steps
     guard = (DeviceGuard if device.is_asynchronous else Guard)(training, device, place, recipe.max_nonfinite_steps)
-    training.optimizer.zero_grad()
+    # CUDA graphs write each batch's gradients to the same place, so what accumulates needs a place of its own.
+    keeps_gradients = accumulate > 1 and recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune')
+    for weight in training.model.parameters() if keeps_gradients else ():
+        weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+    training.optimizer.zero_grad(set_to_none=not keeps_gradients)
     for index, (images, targets) in enumerate(progress.waiting_for(loader)):
         window = min(accumulate, num_batches - index // accumulate * accumulate)  # batches in this update
         is_update = (index + 1) % accumulate == 0 or index + 1 == num_batches
@@ -82,7 +86,7 @@ def train_updates(
             if training.ema is not None:
                 training.ema.update(training.model, step=place.update + 1)
         guard.end()
-        training.optimizer.zero_grad()
+        training.optimizer.zero_grad(set_to_none=not keeps_gradients)
         place.update += 1
         if training.schedule is not None:
             training.schedule.step_update(place.update)

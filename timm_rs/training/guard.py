@@ -35,15 +35,17 @@ class Guard:
         """
         if unscale:
             self.training.scaler.unscale_(self.training.optimizer)
-        checked = self.loss_sum if self.training.scaler.is_enabled() else self.loss_sum + self._gradient_norm()
+        checked = self.loss_sum
+        if not self.training.scaler.is_enabled():
+            checked = checked + torch.nn.utils.get_total_norm(self._gradients())
         self.made = not self.device.agree(not torch.isfinite(checked))
         self.hopeless = not self.made
         if self.made:
             self.training.unreported[0] += self.loss_sum[0]
             self.training.unreported[1] += self.num_images
-            _copy(self.before, self.buffers)
+            self.device.copy(self.before, self.buffers)
         else:
-            _copy(self.buffers, self.before)
+            self.device.copy(self.buffers, self.before)
             if self.training.scaler.is_enabled():
                 scaler = self.training.scaler
                 scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
@@ -69,9 +71,6 @@ class Guard:
     def report(self) -> tuple[torch.Tensor, ...]:
         """What the host should hear of with the next report, besides `Training.unreported`."""
         return ()
-
-    def _gradient_norm(self) -> torch.Tensor:
-        return torch.nn.utils.get_total_norm(self._gradients())
 
     def _gradients(self) -> list[torch.Tensor]:
         return [weight.grad for weight in self.weights if weight.grad is not None]
@@ -102,7 +101,7 @@ class DeviceGuard(Guard):
         if self.training.scaler.is_enabled():
             self.training.scaler.unscale_(self.training.optimizer)
         loss_is_finite = torch.isfinite(self.loss_sum)
-        finite = torch.isfinite(self.loss_sum + self._gradient_norm())
+        finite = self.device.are_finite(self._gradients()) & loss_is_finite
         self.finite, self.loss_is_finite = self.device.all(torch.cat([finite, loss_is_finite])).unbind()
         self.device.put_back(self.finite, self.buffers, self.before)
         self.before = self.device.keep(self.buffers, self.before)
@@ -146,8 +145,3 @@ class DeviceGuard(Guard):
 
     def report(self) -> tuple[torch.Tensor, ...]:
         return (self.in_a_row,)
-
-
-def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    if targets:  # a network without batch norm has none
-        torch._foreach_copy_(targets, sources)
