@@ -72,7 +72,7 @@ def test_processes_go_on_where_batches_are_searched_on_a_gpu(monkeypatch, search
     started = []
 
     class Process:
-        peak_memory = 1 << 30
+        peak_memory, start_s = 1 << 30, 1.5
 
         def __init__(self, candidate):
             self.candidate = candidate
@@ -92,7 +92,7 @@ def test_processes_go_on_where_batches_are_searched_on_a_gpu(monkeypatch, search
     for module in (model_speed, step_process):
         monkeypatch.setattr(module, 'StepProcess', Process)
     protocol = dataclasses.replace(PROTOCOL, search=search, device=device)
-    assert len(model_speed.measure_group(GROUPS[0], protocol)) == 2
+    assert [row['start_s'] for row in model_speed.measure_group(GROUPS[0], protocol)] == [1.5, 1.5]
     assert started == list(PROTOCOL.setups) * (1 if is_side_by_side or not search else 2)
 
 

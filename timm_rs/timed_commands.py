@@ -27,7 +27,7 @@ class Finished:
 
 @dataclass
 class Shell:
-    """Runs a part's commands until `deadline` (time.monotonic), with all output in `log`."""
+    """Runs a part's commands until `deadline` (time.monotonic), with all output in `log`, after the seconds it took."""
 
     deadline: float
     log: Path
@@ -53,8 +53,9 @@ class Shell:
             def read() -> None:
                 for line in process.stdout or ():
                     finished.lines.append((time.monotonic(), line.rstrip()))
-                    log.write(line)
+                    log.write(f'{finished.lines[-1][0] - started:7.1f}  {line}')
                     log.flush()
+            started = time.monotonic()
             reader = threading.Thread(target=read, daemon=True)
             reader.start()
             try:
