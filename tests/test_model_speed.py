@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import timm
 
-from timm_rs import model_speed
+from timm_rs import model_speed, step_process
 from timm_rs.benchmark import Cost, append_rows
 from timm_rs.errors import UserError
 from timm_rs.model_speed import (
+    BOTH_TABLES,
     FIGURE_5,
     TABLE_3,
     TABLE_7,
     Protocol,
     inference_setups,
+    measure,
     remaining,
     rows,
     table,
@@ -44,6 +46,54 @@ def test_the_groups_are_the_papers_points_and_efficientnets_at_their_published_r
     assert {point for group in TABLE_3 for point in group} <= points and sum(map(len, TABLE_7)) == 19
     for name, size in (point.split('@') for point in points if point.startswith('tf_')):
         assert timm.get_pretrained_cfg(name).input_size[-1] == int(size)
+
+
+def test_both_tables_begin_with_the_most_telling_and_have_every_group():
+    assert BOTH_TABLES[:2] == TABLE_3 and BOTH_TABLES[-1] == TABLE_7[-1]
+    assert all(group in BOTH_TABLES for group in TABLE_7) and len(BOTH_TABLES) == len(TABLE_7) + 1
+
+
+def test_a_group_that_cannot_be_measured_does_not_prevent_the_next(monkeypatch, capsys):
+    def measure_group(group, protocol, label):
+        if group[0] == 'a':
+            raise UserError('no room')
+        return [dict(group=group, label=label)]
+    monkeypatch.setattr(model_speed, 'measure_group', measure_group)
+    found = measure([(['a'], PROTOCOL), (['b'], PROTOCOL)])
+    assert next(found) == [dict(group=['b'], label='group 2/2')]
+    with pytest.raises(UserError, match='no room'):
+        next(found)
+    assert capsys.readouterr().out == 'a with eager and channels_last cannot be measured: no room\n'
+
+
+@pytest.mark.parametrize(('search', 'device', 'is_side_by_side'), [
+    (True, 'cuda', True), (True, 'cpu', False), (False, 'cuda', False)])
+def test_processes_go_on_where_batches_are_searched_on_a_gpu(monkeypatch, search, device, is_side_by_side):
+    started = []
+
+    class Process:
+        peak_memory, start_s = 1 << 30, 1.5
+
+        def __init__(self, candidate):
+            self.candidate = candidate
+            started.append(candidate.setup)
+
+        def turn(self):
+            return Cost(1, 1)
+
+        def close(self):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+    for module in (model_speed, step_process):
+        monkeypatch.setattr(module, 'StepProcess', Process)
+    protocol = dataclasses.replace(PROTOCOL, search=search, device=device)
+    assert [row['start_s'] for row in model_speed.measure_group(GROUPS[0], protocol)] == [1.5, 1.5]
+    assert started == list(PROTOCOL.setups) * (1 if is_side_by_side or not search else 2)
 
 
 def test_ratios_are_per_image_to_the_first_point_and_to_the_first_setup():

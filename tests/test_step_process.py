@@ -8,7 +8,15 @@ import torch
 from timm_rs import step_process
 from timm_rs.device import Device
 from timm_rs.errors import UserError
-from timm_rs.step_process import Candidate, DoesNotFit, StepProcess, check_setup, fit, step_recipe
+from timm_rs.step_process import (
+    Candidate,
+    DoesNotFit,
+    StepProcess,
+    check_setup,
+    fit,
+    fit_side_by_side,
+    step_recipe,
+)
 from timm_rs.training.build import build_model
 
 TINY = Candidate('test_resnet', 32, 'train', 'channels_last', batch_size=4, steps=2, device='cpu')
@@ -60,6 +68,45 @@ def test_batches_are_halved_until_they_fit(monkeypatch):
     candidate = fit(replace(TINY, batch_size=128), images=100).candidate
     assert tried == [128, 64, 32] and (candidate.batch_size, candidate.steps) == (32, 4)
     assert fit(candidate, images=0).candidate.steps == 1
+
+
+def pretend_to_share(memory, monkeypatch):
+    """StepProcess without processes on a device of `memory` bytes: 10 stay while it is idle, an image needs 1 more."""
+    log, alive = [], []
+
+    class Process:
+        def __init__(self, candidate):
+            self.candidate = candidate
+            alive.append(self)
+            self.turn()
+
+        def turn(self):
+            log.append((self.candidate.model, self.candidate.batch_size))
+            if 10 * len(alive) + self.candidate.batch_size > memory:
+                self.close()
+                raise DoesNotFit('no room')
+
+        def close(self):
+            if self in alive:
+                alive.remove(self)
+    monkeypatch.setattr(step_process, 'StepProcess', Process)
+    return log, alive
+
+
+def test_side_by_side_the_process_that_fitted_goes_on_and_halves_again_if_others_need_the_room(monkeypatch):
+    log, alive = pretend_to_share(75, monkeypatch)
+    first, second = fit_side_by_side([replace(TINY, batch_size=64), replace(TINY, model='b', batch_size=128)], 100)
+    assert log == [
+        ('test_resnet', 64), ('b', 128), ('b', 64), ('b', 32),  # the search
+        ('test_resnet', 64), ('test_resnet', 32), ('test_resnet', 32), ('b', 32)]  # a turn of each
+    assert alive == [second, first] and (first.candidate.steps, second.candidate.steps) == (4, 4)
+
+
+def test_side_by_side_none_is_left_when_one_does_not_fit_at_all(monkeypatch):
+    _, alive = pretend_to_share(15, monkeypatch)
+    with pytest.raises(UserError, match='b@32 does not fit into the memory of cpu, not even one image'):
+        fit_side_by_side([TINY, replace(TINY, model='b')], 0)
+    assert alive == []
 
 
 def test_a_model_of_which_no_image_fits_is_named(monkeypatch):

@@ -22,7 +22,7 @@ from timm_rs.timed_commands import ROOT, Shell, watch_gpu
 LONG = 16  # minutes from which the work is the paper's; below, there is less of it
 UNCOUNTED_LINES = 3  # of a training's progress: there cuDNN looks for its algorithms, and workers start
 
-TIMMS_LOOP, OURS = 'timm+channels_last+bf16+foreach', 'channels_last+bf16+fused'
+TIMMS_LOOP, OURS = 'timm+channels_last+bf16', 'channels_last+bf16+fused'
 TINY = ['--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125']
 SETUPS = [  # a list takes turns; compiled ones may fail, or take minutes, so each has a list of its own
     [TIMMS_LOOP, 'channels_last+bf16+foreach', OURS, 'bf16+fused', 'channels_last+fused'],
@@ -46,38 +46,53 @@ class Settings:
     def device(self) -> str:
         return 'cpu' if self.is_dry else 'cuda'
 
+    def portable(self, command: str) -> str:
+        """`command` without the paths of this machine."""
+        if self.timm_train:
+            command = command.replace(str(self.timm_train), 'pytorch-image-models/train.py')
+        return command.replace(str(self.scratch), 'scratch')
+
     def scaled(self, dry: int, short: int, long: int) -> int:
         return dry if self.is_dry else short if self.minutes < LONG else long
 
 
 # ---- the parts: each runs commands, and returns the most telling numbers as a line ----------------------------------
 
-class Skipped(Exception):
-    """A part that cannot run here, which is nobody's fault."""
+class Verdict(Exception):
+    """Ends a part with a status that its commands do not tell: Verdict(status, found)."""
 
 
 def run_tests(settings: Settings, shell: Shell) -> str:
     tests = ROOT / 'tests/test_cuda.py'
     if importlib.util.find_spec('pytest') is None:
-        raise Skipped('there is no pytest: pip install -e ".[test]"')
+        raise Verdict('skipped', 'there is no pytest: pip install -e ".[test]"')
     if not tests.exists():
-        raise Skipped(f'{tests} is not there')
+        raise Verdict('skipped', f'there is no {tests.relative_to(ROOT)}')
     # The project's configuration needs plugins of pytest, which may not be there.
     result = shell.python(
         '-m', 'pytest', '-v', '-c', os.devnull, '--rootdir', ROOT, '-p', 'no:cacheprovider', '-o',
-        'markers=cuda: needs a GPU\nslow: takes seconds\ntimeout: of a plugin', '-m', 'cuda', tests)
+        'markers=cuda: needs a GPU\nslow: takes seconds\ntimeout: of a plugin', '-m', 'cuda', tests,
+        *(['-k', 'finite'] if settings.is_dry else []),  # those that have a form for the CPU, and are quick
+        stop=signal.SIGINT)  # at which it says what failed
     counts = {word: sum(f' {word.upper()}' in line for _, line in result.lines if '::' in line and '%]' in line)
               for word in ('passed', 'failed', 'error', 'skipped')}
     if result.code in (0, 5) and not counts['passed']:
-        raise Skipped('no GPU' if settings.is_dry else 'no test ran')
-    return ', '.join(f'{count} {word}' for word, count in counts.items() if count)
+        raise Verdict('skipped', 'no GPU' if settings.is_dry else 'no test ran')
+    found = ', '.join(f'{count} {word}' for word, count in counts.items() if count)
+    if counts['failed'] or counts['error']:
+        raise Verdict('failed', found)  # even if it was cut off
+    return found
 
 
 def kill_and_resume(settings: Settings, shell: Shell) -> str:
     result = shell.python('tools/stress_resume.py', '--trials', settings.scaled(1, 2, 10), '--processes', 1, '--device',
                           settings.device, '--deterministic')
     trials = [line for _, line in result.lines if line.startswith('trial ')]
-    return f'{sum(line.endswith(": equal") for line in trials)} of {len(trials)} trials equal' if trials else ''
+    equal = sum(line.endswith(': equal') for line in trials)
+    found = f'{equal} of {len(trials)} trials equal'
+    if equal < len(trials):
+        raise Verdict('failed', found)  # even if it was cut off
+    return found if trials else ''
 
 
 def measure_step(settings: Settings, shell: Shell) -> str:
@@ -157,7 +172,7 @@ def train_end_to_end(settings: Settings, shell: Shell) -> str:
             **{f'images_per_s_{key}': value for key, value in speeds.items()},
             waiting_percent_median=statistics.median(waiting),
             gpu_busy_percent_median=statistics.median(during) if during else '',
-            run=result.command.replace(str(settings.scratch), 'scratch')) | provenance()])
+            run=settings.portable(result.command)) | provenance()])
         found.append(f'{" ".join(filter(None, (trainer, data, compiled)))} {speeds["median"]:.0f} images/s')
     return ', '.join(found)
 
@@ -194,13 +209,13 @@ def check(settings: Settings, names: list[str]) -> bool:
                 status = 'failed'
             elif any(finished.code is None for finished in shell.done):
                 status = 'cut off'
-        except Skipped as reason:
-            found, status = str(reason), 'skipped'
+        except Verdict as verdict:
+            status, found = verdict.args
         except Exception as error:  # the next part runs all the same
             found, status = f'{type(error).__name__}: {error}', 'failed'
         row = dict(part=name, what=part.what, status=status, seconds=round(time.monotonic() - started, 1),
                    found=found or 'nothing')
-        commands = ' && '.join(finished.command for finished in shell.done).replace(str(settings.scratch), 'scratch')
+        commands = settings.portable(' && '.join(finished.command for finished in shell.done))
         append_rows(settings.output / 'checks.csv', [row | dict(run=commands) | provenance()])
         rows.append(row)
     print(f'\n{"part":5}{"status":9}{"seconds":>8}  found (all rows are in {settings.output})')

@@ -170,11 +170,12 @@ def measure_group(group: list[str], protocol: Protocol, label: str = 'benchmark'
         raise UserError(f'{" and ".join(group)} do not fit into memory side by side ({error}): give a smaller '
                         '--batch-size, or --start-batch-size') from error
     return rows(group, protocol, [process.candidate for process in processes],
-                [process.peak_memory for process in processes], list(costs.values()))
+                [process.peak_memory for process in processes], list(costs.values()),
+                [process.start_s for process in processes])
 
 
 def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peaks: list[int],
-         costs: list[list[Cost]] | None) -> list[dict[str, Any]]:
+         costs: list[list[Cost]] | None, starts: list[float] | None = None) -> list[dict[str, Any]]:
     """A row per candidate, with provenance.
 
     Ratios above 1 say that it is faster, or needs less memory, per image: than the first point of the group with the
@@ -187,6 +188,8 @@ def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peak
         others = {'to_base': setup, 'to_first_setup': index - setup}
         row: dict[str, Any] = protocol.key(candidate, group[0])
         row |= dict(batch_size=candidate.batch_size, peak_memory_gib=_digits(peaks[index] / GIB))
+        if starts is not None:
+            row['start_s'] = _digits(starts[index])
         if costs is not None:
             steps = costs[index]
             per_image = _per_image(steps, candidate)

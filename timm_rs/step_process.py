@@ -16,6 +16,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.optim import create_optimizer_v2, optimizer_kwargs
 
 from timm_rs.backends import BACKENDS, inference_backends
 from timm_rs.benchmark import Cost, cpu_seconds
@@ -44,6 +45,8 @@ PARTS: dict[str, dict[str, Any]] = {
     'checkpointing': dict(grad_checkpointing=True),
 }
 MIB = 1 << 20
+# What a GPU may say of tensors too large for it while it has memory left, for example for 32-bit indices.
+TOO_LARGE = re.compile('cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|INT_MAX|32.?bit|invalid configuration|illegal memory')
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,7 @@ def step_recipe(candidate: Candidate) -> Recipe:
             values |= dict(opt='rmsproptf', opt_eps=1e-3, drop_path=0.2)
     values |= dict(channels_last=False, amp=False, amp_dtype='float16', torchcompile=None, torchcompile_mode=None)
     if candidate.work == 'train':  # the setup decides these
-        parts = candidate.setup.split('+')
-        if TIMMS_LOOP in parts and candidate.device.startswith('cuda'):
-            values |= PARTS['foreach']  # which is what torch takes there unless it is told otherwise
-        for part in parts:
+        for part in candidate.setup.split('+'):
             values |= PARTS[part]
     return replace(
         Recipe(**values), model=candidate.model, img_size=candidate.img_size, batch_size=candidate.batch_size,
@@ -143,7 +143,10 @@ def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
 def training_work(recipe: Recipe, device: Device, model: Any, images: torch.Tensor, targets: torch.Tensor,
                   is_timms: bool) -> Callable[[int], None]:
     """Updates of the real training loop, or of timm's."""
-    training = create_training(model, recipe, device, create_optimizer(model, recipe, device.world_size))
+    # timm leaves the choice of the optimizer's kernels to torch
+    optimizer = (create_optimizer_v2(model, **optimizer_kwargs(recipe) | recipe.opt_kwargs) if is_timms else
+                 create_optimizer(model, recipe, device.world_size))
+    training = create_training(model, recipe, device, optimizer)
     place, progress = Place(), Progress(1, 0, 1, enabled=False)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
 
@@ -169,9 +172,9 @@ def _serve(candidate: Candidate, connection: Connection) -> None:
     """Be the candidate: send ('ready', peak memory in bytes), then answer every message with the cost of a turn."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends us
     with contextlib.suppress(EOFError, BrokenPipeError):
+        on_cuda = candidate.device.startswith('cuda')
         try:
             device = Device(candidate.device)
-            on_cuda = device.torch_device.type == 'cuda'
             if not on_cuda:
                 _limit_memory()
             if candidate.work == 'train' and TIMMS_LOOP not in candidate.setup.split('+'):
@@ -189,8 +192,11 @@ def _serve(candidate: Candidate, connection: Connection) -> None:
         except UserError as error:
             connection.send(('user error', str(error)))
         except (RuntimeError, MemoryError) as error:
-            connection.send(('does not fit', (str(error).splitlines() or [''])[0]) if is_out_of_memory(error) else
-                            ('bug', traceback.format_exc()))
+            is_too_large = on_cuda and TOO_LARGE.search(str(error))
+            if is_too_large:
+                traceback.print_exc()  # it may be something else
+            connection.send(('does not fit', (str(error).splitlines() or [''])[0])
+                            if is_out_of_memory(error) or is_too_large else ('bug', traceback.format_exc()))
         except (EOFError, BrokenPipeError):
             raise
         except Exception:
@@ -247,12 +253,13 @@ def _kilobytes(path: str, field: str) -> int:
 class StepProcess:
     """A candidate that is ready to take turns. `peak_memory`, in bytes, is what its model and a step need.
 
-    On CUDA that is what torch allocates, on the CPU the growth of the resident memory. Raises DoesNotFit, and UserError
-    for what the person can mend.
+    On CUDA that is what torch allocates, on the CPU the growth of the resident memory. `start_s` is how long it took to
+    be ready: import, building, compiling, two steps. Raises DoesNotFit, and UserError for what the person can mend.
     """
 
     def __init__(self, candidate: Candidate):
         self.candidate = candidate
+        started = time.perf_counter()
         context = multiprocessing.get_context('forkserver')  # which imports torch once, and never computes
         context.set_forkserver_preload([__name__])
         self.connection, theirs = context.Pipe()
@@ -261,6 +268,7 @@ class StepProcess:
         theirs.close()
         try:
             self.peak_memory: int = self._answer()
+            self.start_s = time.perf_counter() - started
         except BaseException:
             self.close()
             raise
@@ -317,6 +325,7 @@ def halved(candidate: Candidate, error: DoesNotFit) -> Candidate:
     if candidate.batch_size == 1:
         raise UserError(f'{candidate.label} does not fit into the memory of {candidate.device}, not even one '
                         f'image ({error}); leave it out with --models') from error
+    print(f'{candidate.label} {candidate.setup}: batches of {candidate.batch_size} do not fit ({error})', flush=True)
     return replace(candidate, batch_size=candidate.batch_size // 2)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GRACE_S = 5.0  # between SIGTERM and SIGKILL
+GRACE_S = 5.0  # between the signal to stop and SIGKILL
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Finished:
 
 @dataclass
 class Shell:
-    """Runs a part's commands until `deadline` (time.monotonic), with all output in `log`."""
+    """Runs a part's commands until `deadline` (time.monotonic), with all output in `log`, after the seconds it took."""
 
     deadline: float
     log: Path
@@ -36,8 +36,8 @@ class Shell:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def python(self, *arguments: object) -> Finished:
-        """Run Python with these arguments in a group of processes of its own, which is ended when time is up."""
+    def python(self, *arguments: object, stop: int = signal.SIGTERM) -> Finished:
+        """Run Python with these arguments in a group of processes of its own, which gets `stop` when time is up."""
         argv = [sys.executable, *(str(argument.relative_to(ROOT) if isinstance(argument, Path) and
                                       argument.is_relative_to(ROOT) else argument) for argument in arguments)]
         finished = Finished(shlex.join(['python', *argv[1:]]), None, [])
@@ -53,8 +53,9 @@ class Shell:
             def read() -> None:
                 for line in process.stdout or ():
                     finished.lines.append((time.monotonic(), line.rstrip()))
-                    log.write(line)
+                    log.write(f'{finished.lines[-1][0] - started:7.1f}  {line}')
                     log.flush()
+            started = time.monotonic()
             reader = threading.Thread(target=read, daemon=True)
             reader.start()
             try:
@@ -62,16 +63,16 @@ class Shell:
             except subprocess.TimeoutExpired:
                 log.write('(its time was up)\n')
             finally:
-                end_group(process)
+                end_group(process, stop)
                 reader.join(GRACE_S)
         return finished
 
 
-def end_group(process: 'subprocess.Popen[str]') -> None:
-    """End `process` and all that it started: first asked to, then not."""
+def end_group(process: 'subprocess.Popen[str]', stop: int) -> None:
+    """End `process` and all that it started: with the signal `stop`, and what is left some seconds later by force."""
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, stop)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
         os.killpg(process.pid, signal.SIGKILL)  # those whom it left behind

@@ -53,6 +53,16 @@ def test_models_take_turns_and_finished_rows_are_not_measured_again(capsys, tmp_
     assert read_rows(tmp_path / 'train.csv') == rows
 
 
+def test_lists_of_setups_take_turns_of_their_own(capsys, tmp_path):
+    argv = ['train', '--models', 'test_resnet@32', '--setups', 'timm', 'eager', '--setups', 'timm', 'foreach',
+            '--batch-size', '4', '--rounds', '1', '--device', 'cpu', '--csv', str(tmp_path / 'train.csv'), '--resume']
+    benchmark.main(argv)
+    assert [row['setup'] for row in read_rows(tmp_path / 'train.csv')] == ['timm', 'eager', 'timm', 'foreach']
+    assert capsys.readouterr().out.count('x speed of timm') == 2
+    benchmark.main(argv)
+    assert capsys.readouterr().out == f'2 of 2 groups are in {tmp_path / "train.csv"} already\n'
+
+
 def test_a_batch_that_fits_is_found_and_memory_is_measured_without_a_clock(capsys, tmp_path):
     benchmark.main(['memory', '--models', 'test_resnet', 'test_resnet', '--start-batch-size', '1', '--device', 'cpu',
                     '--csv', str(tmp_path / 'memory.csv')])
