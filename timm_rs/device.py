@@ -254,7 +254,7 @@ class Device:
     def are_finite(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         """Whether all numbers of `tensors` are finite: (1,), bool, on the device."""
         found, one = (torch.full((1,), value, device=self.torch_device) for value in (0.0, 1.0))
-        for same in _by(lambda tensor: tensor.dtype, tensors):  # what torch's scaler of gradients asks, in one kernel
+        for same in _by_dtype(tensors):  # what torch's scaler of gradients asks, in one kernel
             torch._amp_foreach_non_finite_check_and_unscale_(same, found, one)
         return found == 0
 
@@ -265,10 +265,14 @@ class Device:
         self.copy(store, tensors)
         return store
 
+    def bits(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """`tensors` as the integers that have their bits, for those who put them back often."""
+        return [_as_integer(tensor) for tensor in tensors]
+
     def put_back(self, made: torch.Tensor, tensors: list[torch.Tensor], before: list[torch.Tensor]) -> None:
         """Where `made` (), bool, is false, give `tensors` the bits of `before`, which is used up."""
         # As integers: what is to go may not be a number, and zero times that would not be zero.
-        for now, old in zip(_as_integers(tensors), _as_integers(before), strict=True):
+        for now, old in zip(_by_dtype(self.bits(tensors)), _by_dtype(self.bits(before)), strict=True):
             keeps_now = made.to(now[0].dtype)
             torch._foreach_mul_(now, keeps_now)
             torch._foreach_mul_(old, 1 - keeps_now)
@@ -276,7 +280,7 @@ class Device:
 
     def put_zeros(self, made: torch.Tensor, tensors: list[torch.Tensor]) -> None:
         """Where `made` (), bool, is false, make `tensors` zero, whatever they hold."""
-        for integers in _as_integers(tensors):
+        for integers in _by_dtype(self.bits(tensors)):
             torch._foreach_mul_(integers, made.to(integers[0].dtype))
 
     def copy(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
@@ -327,18 +331,16 @@ class Device:
             torch.distributed.destroy_process_group()
 
 
-def _by(kind: Callable[[torch.Tensor], Any], tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """`tensors` in lists of the same kind, as operations on many at once need them."""
-    lists: dict[Any, list[torch.Tensor]] = {}
+def _by_dtype(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """`tensors` in lists of one type each, as operations on many at once need them."""
+    lists: dict[torch.dtype, list[torch.Tensor]] = {}
     for tensor in tensors:
-        lists.setdefault(kind(tensor), []).append(tensor)
+        lists.setdefault(tensor.dtype, []).append(tensor)
     return list(lists.values())
 
 
-def _as_integers(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The bits of `tensors` as integers of their widths, a list for each width."""
-    return [[tensor.view(INTEGERS[tensor.element_size()]) for tensor in same]
-            for same in _by(torch.Tensor.element_size, tensors)]
+def _as_integer(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype in INTEGERS.values() else tensor.view(INTEGERS[tensor.element_size()])
 
 
 def _require_torch_tpu() -> None:
@@ -488,6 +490,9 @@ class XlaDevice(Device):
 
     def are_finite(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.isfinite(torch.nn.utils.get_total_norm(tensors))[None]
+
+    def bits(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return tensors
 
     def keep(self, tensors: list[torch.Tensor], store: list[torch.Tensor]) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in tensors]  # the compiler knows which it needs

@@ -27,7 +27,8 @@ class LazyCpu(AsynchronousCpu):
     """The CPU, treated like a device that collects whole steps."""
 
     is_lazy = True
-    keep, put_back, put_zeros, lerp = XlaDevice.keep, XlaDevice.put_back, XlaDevice.put_zeros, XlaDevice.lerp
+    are_finite, bits, keep, copy = XlaDevice.are_finite, XlaDevice.bits, XlaDevice.keep, XlaDevice.copy
+    put_back, put_zeros, lerp = XlaDevice.put_back, XlaDevice.put_zeros, XlaDevice.lerp
 
 
 DEVICES = [AsynchronousCpu, LazyCpu]

@@ -89,6 +89,7 @@ class DeviceGuard(Guard):
 
     def __init__(self, training: Training, device: Device, place: Place, max_in_a_row: int):
         super().__init__(training, device, place, max_in_a_row)
+        self.buffers, self.before = device.bits(self.buffers), device.bits(self.before)
         self.kept: list[torch.Tensor] = []  # weights and optimizer state before the update
         self.is_fused = bool(getattr(training.optimizer, '_step_supports_amp_scaling', False))
         # A run that was stopped for too many may have been given a remedy: it gets another try.
