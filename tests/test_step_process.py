@@ -148,6 +148,11 @@ def test_both_loops_train_the_same_so_neither_leaves_out_work(monkeypatch):
     assert torch.allclose(ours, timms, atol=1e-5) and not torch.allclose(ours, before, atol=1e-3)
 
 
+def test_timms_loop_has_timms_optimizer(monkeypatch):
+    monkeypatch.setattr(step_process, 'create_optimizer', None)  # which prefers fused kernels on a GPU
+    step_process.create_work(replace(TINY, setup='timm+fused'), Device('cpu'))(1)
+
+
 @pytest.mark.parametrize(('setup', 'work', 'words'), [
     ('channel_last', 'train', 'unknown setup channel_last: .*Did you mean channels_last'),
     ('channels_last+bf17', 'train', 'unknown setup channels_last.bf17'),

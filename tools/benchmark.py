@@ -91,7 +91,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
     which.add_argument('--table7', action='store_const', const=TABLE_7, dest='groups',
                        help='all models of Table 7, each ResNet-RS beside the EfficientNet of about its accuracy')
     which.add_argument('--table3-and-7', action='store_const', const=BOTH_TABLES, dest='groups',
-                       help='all of both, those first that hold a pair of equal accuracy')
+                       help='both, those with pairs of equal accuracy first')
     which.add_argument('--figure5', action='store_const', const=FIGURE_5, dest='groups',
                        help='EfficientNet-RS beside EfficientNet')
     if work == 'infer':

@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> None:
                             'its repository')
         if not arguments.dry_run and not torch.cuda.is_available():
             raise UserError('torch sees no CUDA GPU here; --dry-run runs every part in small on the CPU')
+        output = prepare_output(arguments.output)
         if arguments.dry_run:
             os.environ['TIMM_RS_CUDA_TESTS'] = 'cpu'
             os.environ.setdefault('OMP_NUM_THREADS', '1')  # its networks are too small to share
-        output = prepare_output(arguments.output)
         with scratch_folder() as scratch:
             settings = Settings(output, scratch, arguments.minutes, arguments.dry_run,
                                 arguments.timm_train and arguments.timm_train.resolve())
