@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -66,17 +67,18 @@ def test_a_group_that_cannot_be_measured_does_not_prevent_the_next(monkeypatch, 
     assert capsys.readouterr().out == 'a with eager and channels_last cannot be measured: no room\n'
 
 
-@pytest.mark.parametrize(('search', 'device', 'is_side_by_side'), [
-    (True, 'cuda', True), (True, 'cpu', False), (False, 'cuda', False)])
-def test_processes_go_on_where_batches_are_searched_on_a_gpu(monkeypatch, search, device, is_side_by_side):
-    started = []
+@pytest.mark.parametrize(('search', 'device', 'starts'), [
+    (True, 'cuda', 1), (False, 'cuda', 1), (True, 'cpu', 2), (False, 'cpu', 1)])
+def test_on_a_gpu_a_group_shares_a_worker_and_what_fitted_goes_on(monkeypatch, search, device, starts):
+    started, workers = [], []
 
     class Process:
         peak_memory, start_s = 1 << 30, 1.5
 
-        def __init__(self, candidate):
+        def __init__(self, candidate, worker=None):
             self.candidate = candidate
             started.append(candidate.setup)
+            workers.append(worker)
 
         def turn(self):
             return Cost(1, 1)
@@ -91,9 +93,11 @@ def test_processes_go_on_where_batches_are_searched_on_a_gpu(monkeypatch, search
             pass
     for module in (model_speed, step_process):
         monkeypatch.setattr(module, 'StepProcess', Process)
+    monkeypatch.setattr(model_speed, 'Worker', lambda: contextlib.nullcontext('the worker'))
     protocol = dataclasses.replace(PROTOCOL, search=search, device=device)
     assert [row['start_s'] for row in model_speed.measure_group(GROUPS[0], protocol)] == [1.5, 1.5]
-    assert started == list(PROTOCOL.setups) * (1 if is_side_by_side or not search else 2)
+    assert started == list(PROTOCOL.setups) * starts
+    assert set(workers) == {'the worker' if device == 'cuda' else None}
 
 
 def test_ratios_are_per_image_to_the_first_point_and_to_the_first_setup():

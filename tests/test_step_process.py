@@ -12,6 +12,7 @@ from timm_rs.step_process import (
     Candidate,
     DoesNotFit,
     StepProcess,
+    Worker,
     check_setup,
     fit,
     fit_side_by_side,
@@ -36,9 +37,22 @@ def test_a_batch_too_large_does_not_fit_instead_of_killing_someone():
 
 def test_a_process_that_was_killed_for_want_of_memory_does_not_fit():
     with StepProcess(TINY) as process:
-        os.kill(process.process.pid, signal.SIGKILL)
+        os.kill(process.worker.process.pid, signal.SIGKILL)
         with pytest.raises(DoesNotFit, match='status -9'):
             process.turn()
+
+
+def test_a_worker_holds_several_and_goes_on_when_one_more_does_not_fit():
+    other = replace(TINY, setup='eager')
+    with Worker() as worker:
+        first, second = StepProcess(TINY, worker), StepProcess(other, worker)
+        with pytest.raises(DoesNotFit, match="can't allocate memory"):
+            StepProcess(replace(TINY, batch_size=1 << 30), worker)
+        assert first.turn().wall > 0 and second.turn().wall > 0
+        second.close()
+        with pytest.raises(RuntimeError, match='KeyError'):
+            second.turn()
+        assert first.turn().wall > 0
 
 
 def test_what_the_person_can_mend_comes_back_as_it_was():
@@ -51,7 +65,7 @@ def pretend_that_at_most(limit, monkeypatch):
     tried = []
 
     class Process:
-        def __init__(self, candidate):
+        def __init__(self, candidate, worker):
             self.candidate = candidate
             tried.append(candidate.batch_size)
             if candidate.batch_size > limit:
@@ -75,7 +89,7 @@ def pretend_to_share(memory, monkeypatch):
     log, alive = [], []
 
     class Process:
-        def __init__(self, candidate):
+        def __init__(self, candidate, worker):
             self.candidate = candidate
             alive.append(self)
             self.turn()
@@ -95,18 +109,12 @@ def pretend_to_share(memory, monkeypatch):
 
 def test_side_by_side_the_process_that_fitted_goes_on_and_halves_again_if_others_need_the_room(monkeypatch):
     log, alive = pretend_to_share(75, monkeypatch)
-    first, second = fit_side_by_side([replace(TINY, batch_size=64), replace(TINY, model='b', batch_size=128)], 100)
+    candidates = [replace(TINY, batch_size=64), replace(TINY, model='b', batch_size=128)]
+    first, second = fit_side_by_side(candidates, 100, None)
     assert log == [
         ('test_resnet', 64), ('b', 128), ('b', 64), ('b', 32),  # the search
         ('test_resnet', 64), ('test_resnet', 32), ('test_resnet', 32), ('b', 32)]  # a turn of each
     assert alive == [second, first] and (first.candidate.steps, second.candidate.steps) == (4, 4)
-
-
-def test_side_by_side_none_is_left_when_one_does_not_fit_at_all(monkeypatch):
-    _, alive = pretend_to_share(15, monkeypatch)
-    with pytest.raises(UserError, match='b@32 does not fit into the memory of cpu, not even one image'):
-        fit_side_by_side([TINY, replace(TINY, model='b')], 0)
-    assert alive == []
 
 
 def test_a_model_of_which_no_image_fits_is_named(monkeypatch):

@@ -23,6 +23,7 @@ from timm_rs.step_process import (
     Candidate,
     DoesNotFit,
     StepProcess,
+    Worker,
     check_model,
     check_setup,
     fit,
@@ -143,11 +144,11 @@ def measure(groups: list[tuple[list[str], Protocol]]) -> Iterator[list[dict[str,
 
 
 def measure_group(group: list[str], protocol: Protocol, label: str = 'benchmark') -> list[dict[str, Any]]:
-    """Rows of the points in `group` with every setup: in turn, each in a process of its own."""
+    """Rows of the points in `group` with every setup: in turn, each in a process of its own, on a GPU all in one."""
     candidates = [protocol.candidate(point, setup) for point, setup in itertools.product(group, protocol.setups)]
-    side_by_side = protocol.search and protocol.device.startswith('cuda') and protocol.work != 'memory'
+    on_cuda = protocol.device.startswith('cuda')
     peaks = []
-    if protocol.work == 'memory' or (protocol.search and not side_by_side):
+    if protocol.work == 'memory' or (protocol.search and not on_cuda):
         # On the CPU an idle process keeps what its step took, so each looks for its batch alone.
         for index, candidate in enumerate(candidates):
             with fit(candidate, protocol.images) if protocol.search else StepProcess(candidate) as process:
@@ -157,15 +158,15 @@ def measure_group(group: list[str], protocol: Protocol, label: str = 'benchmark'
         return rows(group, protocol, candidates, peaks, None)
     try:
         with ExitStack() as stack:
-            if side_by_side:
-                processes = fit_side_by_side(candidates, protocol.images)
-                for process in processes:
-                    stack.callback(process.close)
+            worker = stack.enter_context(Worker()) if on_cuda else None
+            if worker and protocol.search:
+                processes = fit_side_by_side(candidates, protocol.images, worker)
             else:
-                processes = [stack.enter_context(StepProcess(candidate)) for candidate in candidates]
+                processes = [StepProcess(candidate, worker) if worker else stack.enter_context(StepProcess(candidate))
+                             for candidate in candidates]
             costs = take_turns(
                 {f'{process.candidate.label} {process.candidate.setup}': process.turn for process in processes},
-                protocol.rounds, warmup=0 if side_by_side else 1, label=label)
+                protocol.rounds, warmup=0 if on_cuda and protocol.search else 1, label=label)
     except DoesNotFit as error:
         raise UserError(f'{" and ".join(group)} do not fit into memory side by side ({error}): give a smaller '
                         '--batch-size, or --start-batch-size') from error

@@ -1,6 +1,7 @@
-"""A training step, or a forward pass, in a process of its own: its memory and its failures are nobody else's."""
+"""A training step, or a forward pass, in another process: its memory and its failures are nobody else's."""
 
 import contextlib
+import gc
 import multiprocessing
 import re
 import resource
@@ -168,39 +169,65 @@ def training_work(recipe: Recipe, device: Device, model: Any, images: torch.Tens
     return timms_work if is_timms else work
 
 
-def _serve(candidate: Candidate, connection: Connection) -> None:
-    """Be the candidate: send ('ready', peak memory in bytes), then answer every message with the cost of a turn."""
+class Step:
+    """A candidate in this process, ready to make its steps. `peak_memory`, in bytes, is what its model and a step need.
+
+    On CUDA that is what torch allocates, on the CPU the growth of the resident memory.
+    """
+
+    def __init__(self, candidate: Candidate):
+        self.candidate, self.on_cuda = candidate, candidate.device.startswith('cuda')
+        device = Device(candidate.device)
+        if not self.on_cuda:
+            _limit_memory()
+        if candidate.work == 'train' and TIMMS_LOOP not in candidate.setup.split('+'):
+            device.keep_freed_memory()
+        before = torch.cuda.memory_allocated() if self.on_cuda else _resident('VmRSS')
+        self.work = create_work(candidate, device)
+        self.work(1)  # compiles, allocates what stays
+        _forget_peak(self.on_cuda)
+        self.work(1)
+        self.peak_memory = (torch.cuda.max_memory_allocated() if self.on_cuda else _resident('VmHWM')) - before
+        _release(self.on_cuda)
+
+    def turn(self) -> Cost:
+        return _turn(self.work, self.candidate.steps, self.on_cuda)
+
+
+def _serve(connection: Connection) -> None:
+    """Answer every (what to do, candidate) with ('done', what came of it), or with what prevented it and why."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends us
+    steps: dict[Candidate, Step] = {}
     with contextlib.suppress(EOFError, BrokenPipeError):
-        on_cuda = candidate.device.startswith('cuda')
-        try:
-            device = Device(candidate.device)
-            if not on_cuda:
-                _limit_memory()
-            if candidate.work == 'train' and TIMMS_LOOP not in candidate.setup.split('+'):
-                device.keep_freed_memory()
-            before = _resident('VmRSS')
-            work = create_work(candidate, device)
-            work(1)  # compiles, allocates what stays
-            _forget_peak(on_cuda)
-            work(1)
-            peak = torch.cuda.max_memory_allocated() if on_cuda else _resident('VmHWM') - before
+        while True:
+            act, candidate = connection.recv()
+            connection.send(_act(act, candidate, steps))
+
+
+def _act(act: str, candidate: Candidate, steps: dict[Candidate, Step]) -> tuple[str, Any]:
+    on_cuda = candidate.device.startswith('cuda')
+    try:
+        if act == 'turn':
+            return 'done', steps[candidate].turn()
+        steps.pop(candidate, None)
+        if act == 'start':
+            steps[candidate] = Step(candidate)
+            return 'done', steps[candidate].peak_memory
+        return 'done', None
+    except UserError as error:
+        return 'user error', str(error)
+    except (RuntimeError, MemoryError) as error:
+        is_too_large = on_cuda and TOO_LARGE.search(str(error))
+        if is_too_large:
+            traceback.print_exc()  # it may be something else
+        return (('does not fit', (str(error).splitlines() or [''])[0]) if is_out_of_memory(error) or is_too_large else
+                ('bug', traceback.format_exc()))
+    except Exception:
+        return 'bug', traceback.format_exc()
+    finally:
+        if act == 'stop' or on_cuda:
+            gc.collect()
             _release(on_cuda)
-            connection.send(('ready', peak))
-            while connection.recv():
-                connection.send(('cost', _turn(work, candidate.steps, on_cuda)))
-        except UserError as error:
-            connection.send(('user error', str(error)))
-        except (RuntimeError, MemoryError) as error:
-            is_too_large = on_cuda and TOO_LARGE.search(str(error))
-            if is_too_large:
-                traceback.print_exc()  # it may be something else
-            connection.send(('does not fit', (str(error).splitlines() or [''])[0])
-                            if is_out_of_memory(error) or is_too_large else ('bug', traceback.format_exc()))
-        except (EOFError, BrokenPipeError):
-            raise
-        except Exception:
-            connection.send(('bug', traceback.format_exc()))
 
 
 def _turn(work: Callable[[int], None], steps: int, on_cuda: bool) -> Cost:
@@ -250,40 +277,25 @@ def _kilobytes(path: str, field: str) -> int:
 
 # ---- beside the process -----------------------------------------------------------------------------------------
 
-class StepProcess:
-    """A candidate that is ready to take turns. `peak_memory`, in bytes, is what its model and a step need.
+class Worker:
+    """A process that holds candidates, ready to make their steps. `StepProcess` gives it work."""
 
-    On CUDA that is what torch allocates, on the CPU the growth of the resident memory. `start_s` is how long it took to
-    be ready: import, building, compiling, two steps. Raises DoesNotFit, and UserError for what the person can mend.
-    """
-
-    def __init__(self, candidate: Candidate):
-        self.candidate = candidate
-        started = time.perf_counter()
+    def __init__(self) -> None:
         context = multiprocessing.get_context('forkserver')  # which imports torch once, and never computes
         context.set_forkserver_preload([__name__])
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(candidate, theirs), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
-        try:
-            self.peak_memory: int = self._answer()
-            self.start_s = time.perf_counter() - started
-        except BaseException:
-            self.close()
-            raise
 
-    def turn(self) -> Cost:
-        """Make the steps of a turn; returns the cost of one."""
-        self.connection.send(True)
-        return self._answer()
-
-    def _answer(self) -> Any:
+    def ask(self, act: str, candidate: Candidate) -> Any:
+        """Have it 'start' or 'stop' the candidate, or make a 'turn'. Raises DoesNotFit, UserError, RuntimeError."""
         try:
+            self.connection.send((act, candidate))
             kind, content = self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionResetError, BrokenPipeError):
             self.process.join()
-            kind, content = 'bug', f'the process of {self.candidate} ended with status {self.process.exitcode}'
+            kind, content = 'bug', f'the process of {candidate} ended with status {self.process.exitcode}'
             if self.process.exitcode in (-signal.SIGKILL, -signal.SIGABRT):
                 kind = 'does not fit'
         if kind == 'does not fit':
@@ -300,6 +312,41 @@ class StepProcess:
         self.process.kill()
         self.process.join()
 
+    def __enter__(self) -> 'Worker':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class StepProcess:
+    """A candidate that is ready to take turns, in a process of its own or in that of `worker`.
+
+    On a GPU the candidates of a group share a worker: there memory is counted exactly all the same, and a process takes
+    ten seconds and more to load its kernels. `peak_memory` is that of `Step`; `start_s` is how long it took to be
+    ready: import, building, compiling, two steps. Raises DoesNotFit, and UserError for what the person can fix.
+    """
+
+    def __init__(self, candidate: Candidate, worker: Worker | None = None):
+        self.candidate, started = candidate, time.perf_counter()
+        self.worker, self.is_alone = worker or Worker(), worker is None
+        try:
+            self.peak_memory: int = self.worker.ask('start', candidate)
+        except BaseException:
+            self.close()
+            raise
+        self.start_s = time.perf_counter() - started
+
+    def turn(self) -> Cost:
+        """Make the steps of a turn; returns the cost of one."""
+        return self.worker.ask('turn', self.candidate)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        if self.is_alone:
+            self.worker.close()
+        elif self.worker.process.is_alive():
+            self.worker.ask('stop', self.candidate)
+
     def __enter__(self) -> 'StepProcess':
         return self
 
@@ -307,15 +354,15 @@ class StepProcess:
         self.close()
 
 
-def fit(candidate: Candidate, images: int) -> StepProcess:
-    """A process of `candidate` with its batch halved until it fits, as in the paper's protocol.
+def fit(candidate: Candidate, images: int, worker: Worker | None = None) -> StepProcess:
+    """The candidate, ready in `worker` or alone, with its batch halved until it fits, as in the paper's protocol.
 
     A turn of it is at least `images` images, or one batch for 0. Raises UserError when one image is too many.
     """
     while True:
         candidate = replace(candidate, steps=-(-images // candidate.batch_size) if images else 1)
         try:
-            return StepProcess(candidate)
+            return StepProcess(candidate, worker)
         except DoesNotFit as error:
             candidate = halved(candidate, error)
 
@@ -329,28 +376,21 @@ def halved(candidate: Candidate, error: DoesNotFit) -> Candidate:
     return replace(candidate, batch_size=candidate.batch_size // 2)
 
 
-def fit_side_by_side(candidates: list[Candidate], images: int) -> list[StepProcess]:
-    """Processes of all candidates, each with its batch halved until it fits beside the others while those are idle.
+def fit_side_by_side(candidates: list[Candidate], images: int, worker: Worker) -> list[StepProcess]:
+    """All candidates in `worker`, each with its batch halved until it fits beside the others while those are idle.
 
-    For a GPU, where an idle process holds its weights, averages and optimizer state only. None has to start twice,
-    but when those that come later leave too little to one that already fitted. Every process has then made a turn.
+    For a GPU, where an idle candidate holds its weights, averages and optimizer state only. None has to start twice,
+    unless those that come later leave too little to one that already fitted. Every candidate has then made a turn.
     """
-    processes: list[StepProcess] = []
-    try:
-        for candidate in candidates:
-            processes.append(fit(candidate, images))
-        for index in range(len(processes)):
-            while True:
-                try:
-                    processes[index].turn()
-                    break
-                except DoesNotFit as error:
-                    processes[index].close()
-                    processes[index] = fit(halved(processes[index].candidate, error), images)
-    except BaseException:
-        for process in processes:
-            process.close()
-        raise
+    processes = [fit(candidate, images, worker) for candidate in candidates]
+    for index in range(len(processes)):
+        while True:
+            try:
+                processes[index].turn()
+                break
+            except DoesNotFit as error:
+                processes[index].close()
+                processes[index] = fit(halved(processes[index].candidate, error), images, worker)
     return processes
 
 
