@@ -72,6 +72,7 @@ def run_tests(settings: Settings, shell: Shell) -> str:
     result = shell.python(
         '-m', 'pytest', '-v', '-c', os.devnull, '--rootdir', ROOT, '-p', 'no:cacheprovider', '-o',
         'markers=cuda: needs a GPU\nslow: takes seconds\ntimeout: of a plugin', '-m', 'cuda', tests,
+        *(['-n', '4'] if importlib.util.find_spec('xdist') and not settings.is_dry else []),
         *(['-k', 'finite'] if settings.is_dry else []),  # those that have a form for the CPU, and are quick
         stop=signal.SIGINT)  # at which it says what failed
     counts = {word: sum(f' {word.upper()}' in line for _, line in result.lines if '::' in line and '%]' in line)
