@@ -383,10 +383,14 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_any_number_goes_on(run,
 
 
 @pytest.mark.slow
-def test_a_bad_batch_of_one_process_is_left_out_by_both(arguments, tmp_path):
-    program = '''
+@pytest.mark.parametrize('is_asynchronous', [False, True], ids=['the host decides', 'the device decides'])
+def test_a_bad_batch_of_one_process_is_left_out_by_both(arguments, tmp_path, is_asynchronous):
+    program = f'''
 import math, os, sys, train
 from timm_rs.data.loader import Loader
+from timm_rs.device import Device
+Device.is_asynchronous = {is_asynchronous}
+''' + '''
 from timm_rs.errors import exit_on_user_error
 genuine = Loader.__iter__
 def spoiling(self):
@@ -404,6 +408,7 @@ with exit_on_user_error():
     assert result.returncode == 0, result.stderr
     state = load(tmp_path / 'a/last.pth.tar')
     assert state['place']['skipped'] == 1 and state['place']['update'] == 3
+    assert state['place']['skipped_in_a_row'] == 0
     assert all(value.isfinite().all() for value in state['state_dict'].values())
     assert state['state_dict']['bn1.num_batches_tracked'] == 2
 
