@@ -25,13 +25,13 @@ from timm.utils import distribute_bn, random_seed
 from torch import nn
 
 import timm_rs
-from timm_rs.atomic import atomic_write
 from timm_rs.data.bad_samples import BadSamples, default_limit
 from timm_rs.data.class_names import write_class_names
 from timm_rs.data.datasets import class_to_index, create_datasets, write_digits
 from timm_rs.data.loader import create_eval_loader, create_train_loader
 from timm_rs.device import Device, create_device
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import atomic_write
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve, to_yaml
 from timm_rs.training.build import build_model, create_training
 from timm_rs.training.checkpoint import (

@@ -13,9 +13,12 @@ import torch
 from hub_server import WRITE, HubServer
 from PIL import Image
 
-import timm_rs.hub
+import timm_rs.publish.hub
 import train
 from timm_rs.errors import exit_on_user_error
+
+ROOT = Path(__file__).parents[1]
+EXPECTED = ROOT / 'tests/expected'  # numbers, and the programs that make them
 
 # The networks here are too small to share; two threads would only wait for each other. Children, too.
 torch.set_num_threads(1)
@@ -54,7 +57,7 @@ TINY = ['--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.12
 
 def load_tool(name: str) -> ModuleType:
     """The script tools/`name`.py as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f'tools/{name}.py')
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -102,7 +105,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     for name, value in dict(HF_TOKEN=WRITE, NO_PROXY='127.0.0.1,localhost',
                             SSL_CERT_DIR=str(tmp_path / 'certificates')).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(timm_rs.hub, 'WAITS', (0.01,) * 3)
+    monkeypatch.setattr(timm_rs.publish.hub, 'WAITS', (0.01,) * 3)
     close_session()
     yield server
     close_session()

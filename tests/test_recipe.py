@@ -1,14 +1,14 @@
 import json
-from pathlib import Path
 
 import pytest
 import yaml
+from conftest import EXPECTED, ROOT
 
 from timm_rs import recipe as recipes
 from timm_rs.recipe import FIELDS, Parser, Recipe, RecipeError, add_recipe_arguments, read_file, resolve, to_yaml
 
-TIMM = json.loads((Path(__file__).parent / 'data/timm_train_args.json').read_text())['arguments']
-FOLDER = Path(__file__).parents[1] / 'train_recipes'
+TIMM = json.loads((EXPECTED / 'timm_train_args.json').read_text())['arguments']
+FOLDER = ROOT / 'train_recipes'
 RECIPES = sorted(FOLDER.rglob('*.yaml'))
 
 

@@ -25,25 +25,7 @@ import timm
 import torch
 
 import timm_rs  # noqa: F401  (registers the models)
-from timm_rs.backends import BACKENDS
-from timm_rs.benchmark import (
-    append_rows,
-    check_writable,
-    decoding_psnr,
-    provenance,
-    ratios,
-    spread,
-    take_turns,
-    write_photos,
-)
-from timm_rs.data.datasets import create_datasets
-from timm_rs.data.loader import create_train_loader, num_workers
-from timm_rs.data.samples import Samples, Subset, as_samples
-from timm_rs.data.shards import open_shards, pack
-from timm_rs.data.workers import num_cores
-from timm_rs.device import Device
-from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.model_speed import (
+from timm_rs.benchmark.models import (
     BOTH_TABLES,
     FIGURE_5,
     PAPERS_BATCH_SIZE,
@@ -57,8 +39,26 @@ from timm_rs.model_speed import (
     table,
     training_setups,
 )
+from timm_rs.benchmark.rows import (
+    append_rows,
+    check_writable,
+    decoding_psnr,
+    provenance,
+    ratios,
+    spread,
+    take_turns,
+    write_photos,
+)
+from timm_rs.benchmark.step_process import PARTS, check_model
+from timm_rs.data.datasets import create_datasets
+from timm_rs.data.loader import create_train_loader, num_workers
+from timm_rs.data.samples import Samples, Subset, as_samples
+from timm_rs.data.shards import open_shards, pack
+from timm_rs.data.workers import num_cores
+from timm_rs.device import Device
+from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.inference.backends import BACKENDS
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve
-from timm_rs.step_process import PARTS, check_model
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,7 +2,8 @@
 """Convert a ResNet-RS checkpoint of the authors (TensorFlow 1), or of Keras, to a folder that timm loads."""
 import argparse
 
-from timm_rs.convert import (
+from timm_rs.errors import exit_on_user_error
+from timm_rs.publish.convert import (
     average_distance,
     create_point,
     load_weights,
@@ -10,8 +11,7 @@ from timm_rs.convert import (
     open_checkpoint,
     save_for_timm,
 )
-from timm_rs.errors import exit_on_user_error
-from timm_rs.publish import check_output
+from timm_rs.publish.folder import check_output
 
 EXAMPLE = """example:
   python tools/convert_checkpoint.py --model resnetrs_101 --tag tf_i160_in1k \\

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 import timm_rs  # noqa: F401  (registers the models)
-from timm_rs.backends import openvino_has_bf16
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.export import PRECISIONS, SUFFIXES, check_request, export_model
-from timm_rs.model_source import Source, add_model_arguments, open_model
-from timm_rs.predict import find_images, load_images
+from timm_rs.inference.backends import openvino_has_bf16
+from timm_rs.inference.export import PRECISIONS, SUFFIXES, check_request, export_model
+from timm_rs.inference.predict import find_images, load_images
+from timm_rs.inference.source import Source, add_model_arguments, open_model
 from timm_rs.recipe import Parser
 
 EXAMPLE = """examples:

@@ -12,10 +12,10 @@ from typing import IO, Any
 import timm
 from tqdm import tqdm
 
-from timm_rs.atomic import atomic_write
-from timm_rs.complexity import Complexity, measure
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import atomic_write
 from timm_rs.models import PAPER_POINTS
+from timm_rs.models.complexity import Complexity, measure
 
 COLUMNS = ('model', 'img_size', 'params_m', 'gmacs', 'gflops', 'macts')
 EXAMPLE = """example:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
+from timm_rs.benchmark.gpu_check import PARTS, Settings, check, prepare_output, scratch_folder
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.gpu_check import PARTS, Settings, check, prepare_output, scratch_folder
 from timm_rs.recipe import Parser
 
 

@@ -5,8 +5,8 @@ import argparse
 import re
 from pathlib import Path
 
-from timm_rs.atomic import atomic_write
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import atomic_write
 from timm_rs.recipe import read_file
 
 FOLDER = Path(__file__).parents[1] / 'train_recipes'

@@ -2,11 +2,11 @@
 """Write the file names of minival, the 2 % of the training images that hyper-parameters are chosen on."""
 import os
 
-from timm_rs.atomic import atomic_write
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.minival import SOURCE_SPLIT, split_minival
 from timm_rs.data.samples import as_samples
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import atomic_write
 from timm_rs.recipe import Parser, Recipe
 
 EXAMPLE = """example:

@@ -5,9 +5,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.pareto import PAPERS_CLOCKS, Source, measured_panels, paper_panel, speedups
-from timm_rs.pareto_figure import draw
 from timm_rs.recipe import Parser
+from timm_rs.study.figure import draw
+from timm_rs.study.pareto import PAPERS_CLOCKS, Source, measured_panels, paper_panel, speedups
 
 EXAMPLE = """examples:
   python tools/pareto.py results/train.csv --output results/pareto.png

@@ -11,13 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 import timm_rs  # noqa: F401  (registers the models)
-from timm_rs.atomic import atomic_write
 from timm_rs.data.workers import num_cores
 from timm_rs.device import Device
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.export import SUFFIXES, as_source, open_export
-from timm_rs.model_source import add_model_arguments, open_model
-from timm_rs.predict import Prediction, find_images, predict
+from timm_rs.files import atomic_write
+from timm_rs.inference.export import SUFFIXES, as_source, open_export
+from timm_rs.inference.predict import Prediction, find_images, predict
+from timm_rs.inference.source import add_model_arguments, open_model
 from timm_rs.recipe import Parser
 
 EXAMPLE = """examples:

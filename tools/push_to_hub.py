@@ -5,8 +5,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from timm_rs.errors import exit_on_user_error
-from timm_rs.hub import check_repo_id, local_files, push
-from timm_rs.publish import CARD, CONFIG, read_run, write_folder
+from timm_rs.publish.folder import CARD, CONFIG, read_run, write_folder
+from timm_rs.publish.hub import check_repo_id, local_files, push
 from timm_rs.recipe import Parser
 
 EXAMPLE = """example:

@@ -20,12 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm_rs.benchmark import append_rows, check_writable, provenance
+from timm_rs.benchmark.rows import append_rows, check_writable, provenance
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.progress import track
 from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, read_file, resolve
-from timm_rs.tpu import TPUS, Tpu, find_tpu
-from timm_rs.tpu_compiler import Compiler, describe, guess_largest_batch, largest_batch, trace
+from timm_rs.tpu.chips import TPUS, Tpu, find_tpu
+from timm_rs.tpu.compiler import Compiler, describe, guess_largest_batch, largest_batch, trace
 
 KIND = 'TPU compiler, not a run'
 RECIPES = Path(__file__).parents[1] / 'train_recipes'

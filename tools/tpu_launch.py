@@ -13,8 +13,8 @@ import sys
 
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe import Parser, read_file
-from timm_rs.tpu import TPUS, find_tpu
-from timm_rs.tpu_launch import Launch, gke_commands, gke_manifest, vm_commands
+from timm_rs.tpu.chips import TPUS, find_tpu
+from timm_rs.tpu.launch import Launch, gke_commands, gke_manifest, vm_commands
 
 
 def main(argv: list[str] | None = None) -> None:

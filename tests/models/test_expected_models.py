@@ -1,19 +1,19 @@
-"""Every registered model against tests/data/expected_models.csv.
+"""Every registered model against tests/expected/expected_models.csv.
 
 `params` and `gflops` there follow from the architecture; `table7_*` are what the paper prints.
 """
 import csv
 import functools
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from conftest import EXPECTED
 
-from timm_rs.complexity import measure
 from timm_rs.models import PAPER_POINTS
+from timm_rs.models.complexity import measure
 
-with open(Path(__file__).parents[1] / 'data' / 'expected_models.csv', newline='') as file:
+with open(EXPECTED / 'expected_models.csv', newline='') as file:
     ROWS = list(csv.DictReader(file))
 TABLE_7 = [row for row in ROWS if row['table7_params_m']]
 ROW_IDS = [' '.join(filter(None, (row['model'], row['kwargs']))) for row in ROWS]

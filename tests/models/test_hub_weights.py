@@ -3,11 +3,9 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from conftest import ROOT
 
 COMPARE = '''
 import sys, timm, torch

@@ -8,8 +8,8 @@ from timm.layers import DropPath
 from timm.models.resnet import Bottleneck
 from torch import nn
 
-from timm_rs.complexity import measure
 from timm_rs.models import LAYERS, ResNetRS, resnetrs, resnetrs_50
+from timm_rs.models.complexity import measure
 
 DEPTHS = (50, 101, 152, 200, 270, 350, 420)
 TINY = (1, 1, 1, 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import failure, load_tool
 
-from timm_rs.benchmark import Cost, append_rows, commit_of, photo, ratios, spread, take_turns, write_photos
+from timm_rs.benchmark.rows import Cost, append_rows, commit_of, photo, ratios, spread, take_turns, write_photos
 from timm_rs.errors import UserError
 
 benchmark = load_tool('benchmark')

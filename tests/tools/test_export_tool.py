@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import failure, load_tool, write_images
 
-from timm_rs.export import open_export
+from timm_rs.inference.export import open_export
 
 
 @pytest.fixture(scope='module')

@@ -1,14 +1,13 @@
 import csv
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import failure, load_tool
+from conftest import ROOT, failure, load_tool
 
 from timm_rs.models import PAPER_POINTS
 
-SCRIPT = Path(__file__).parents[2] / 'tools' / 'flops.py'
+SCRIPT = ROOT / 'tools' / 'flops.py'
 SMALL = ['resnetrs', '--depth', '26', '--width', '0.25']
 HEADER = ['model', 'img_size', 'params_m', 'gmacs', 'gflops', 'macts']
 

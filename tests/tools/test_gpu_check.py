@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import failure, load_tool
+from conftest import ROOT, failure, load_tool
 
-from timm_rs import gpu_check
-from timm_rs.gpu_check import OUR_LINE, SETUPS, TIMMS_LINE, Part, Settings, Verdict, check, link_photos
-from timm_rs.step_process import check_setup
+from timm_rs.benchmark import gpu_check
+from timm_rs.benchmark.gpu_check import OUR_LINE, SETUPS, TIMMS_LINE, Part, Settings, Verdict, check, link_photos
+from timm_rs.benchmark.step_process import check_setup
 
-ROOT = Path(__file__).parents[2]
 tool = load_tool('gpu_check')
 SLEEPS = """
 import subprocess, sys, time
@@ -50,7 +49,7 @@ def test_a_part_that_fails_or_takes_too_long_prevents_no_other(tmp_path, monkeyp
         a=Part(1, 'a', lambda settings, shell: f'code {shell.python("-c", "raise SystemExit(3)").code}'),
         b=Part(4, 'b', sleeps), c=Part(1, 'c', breaks), d=Part(1, 'd', is_skipped),
         e=Part(9, 'e', lambda settings, shell: shell.python('-c', 'print("fine")').lines[0][1])))
-    monkeypatch.setattr('timm_rs.timed_commands.GRACE_S', 0.2)
+    monkeypatch.setattr('timm_rs.benchmark.timed_commands.GRACE_S', 0.2)
     settings = Settings(tmp_path, tmp_path, 0.2, True, None)
     assert not check(settings, ['a', 'b', 'c', 'd', 'e'])
     rows = read_rows(tmp_path / 'checks.csv')
@@ -83,7 +82,7 @@ def test_a_part_that_is_cut_off_before_it_finds_anything_has_failed(tmp_path, mo
 def test_sigterm_ends_the_children_too(tmp_path):
     program = f"""
 from pathlib import Path
-from timm_rs import gpu_check
+from timm_rs.benchmark import gpu_check
 gpu_check.PARTS['a'] = gpu_check.Part(1, 'sleeps', lambda settings, shell: shell.python('-c', {SLEEPS!r}))
 with gpu_check.scratch_folder() as scratch:
     gpu_check.check(gpu_check.Settings(Path({str(tmp_path)!r}), scratch, 2, True, None), ['a'])

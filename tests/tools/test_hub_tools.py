@@ -3,13 +3,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import failure, load_tool
+from conftest import ROOT, failure, load_tool
 from hub_server import READ
 
-TOOLS = Path(__file__).parents[2] / 'tools'
+TOOLS = ROOT / 'tools'
 NAME = 'me/tiny'
 LISTED = re.compile(r'^([0-9a-f]{64}) +([\d,]+) bytes  (\S+)$', re.MULTILINE)
 

@@ -1,15 +1,12 @@
 import csv
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import load_tool
+from conftest import ROOT, load_tool
 
 from timm_rs.errors import UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.stress

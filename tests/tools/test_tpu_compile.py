@@ -4,16 +4,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import TINY, failure, load_tool
+from conftest import ROOT, TINY, failure, load_tool
 from tpu_compilers import COMPILED, HLO, OUT_OF_MEMORY, fake_python, script
 
-from timm_rs.tpu import find_tpu
-from timm_rs.tpu_compiler import PYTHON_VARIABLE, Compiler, describe
+from timm_rs.tpu.chips import find_tpu
+from timm_rs.tpu.compiler import PYTHON_VARIABLE, Compiler, describe
 
-ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / 'train_recipes/rs50.yaml'
 STEP = [*TINY[:TINY.index('--device')], '--batch-size', '8']
 

@@ -1,15 +1,13 @@
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import failure, load_tool
+from conftest import ROOT, failure, load_tool
 
 from timm_rs.recipe import Parser, add_recipe_arguments, resolve
-from timm_rs.tpu_launch import REQUIREMENTS
+from timm_rs.tpu.launch import REQUIREMENTS
 
-ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / 'train_recipes/rs50.yaml')
 GIVEN = ['--recipe', RECIPE, '--name', 'rs50', '--zone', 'us-west4-a', '--project', 'my-project',
          '--repository', 'https://example.com/me/timm_rs', '--data-dir', 'gs://images/imagenet']

@@ -1,12 +1,12 @@
 """Dropout, stochastic depth and label smoothing as the recipes switch them on, against their closed forms."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from timm.layers import DropPath
 from timm.models.resnet import Bottleneck
 
@@ -15,7 +15,7 @@ from timm_rs.recipe import Recipe, read_file
 from timm_rs.training.build import build_model
 from timm_rs.training.engine import create_loss
 
-FOLDER = Path(__file__).parents[2] / 'train_recipes'
+FOLDER = ROOT / 'train_recipes'
 TINY = dict(model='resnetrs', num_classes=10, channels_last=False)
 
 

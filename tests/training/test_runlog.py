@@ -7,8 +7,8 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
+from conftest import ROOT
 from PIL import Image
 
 from timm_rs.training.runlog import DataHint, Progress, Summary
@@ -79,11 +79,11 @@ def test_other_processes_stay_silent(capsys):
 
 def test_terminal_gets_a_bar_and_a_pipe_gets_lines():
     program = [sys.executable, '-c', BAR]
-    piped = subprocess.run(program, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    piped = subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT)
     assert piped.stdout.count('update') == 6 and '\r' not in piped.stdout + piped.stderr
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 160, 0, 0))
-    with subprocess.Popen(program, stdout=slave, stderr=slave, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(program, stdout=slave, stderr=slave, cwd=ROOT) as process:
         os.close(slave)
         shown = b''
         while True:

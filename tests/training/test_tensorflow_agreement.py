@@ -1,14 +1,14 @@
-"""What TensorFlow trained (tests/goldens/make_training.py), trained again through the code that train.py runs."""
+"""What TensorFlow trained (tests/expected/make_training.py), trained again through the code that train.py runs."""
 
 import dataclasses
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import EXPECTED
 from torch import nn
 
 from timm_rs.device import Device
@@ -19,7 +19,7 @@ from timm_rs.training.runlog import Progress
 from timm_rs.training.schedule import create_optimizer, create_schedule
 from timm_rs.training.state import Place, Training
 
-FOLDER = Path(__file__).parents[1] / 'goldens'
+FOLDER = EXPECTED
 GOLDENS = dict(np.load(FOLDER / 'training.npz'))
 UPDATES_PER_EPOCH = len(GOLDENS['images'])
 BOUND = 1e-5

@@ -11,11 +11,11 @@ from typing import TypeAlias
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
-from timm_rs.atomic import atomic_write
-from timm_rs.data.decode import BadImage, open_picture
 from timm_rs.data.samples import Samples, Subset, TimmSamples
 from timm_rs.data.shards import ShardSamples
 from timm_rs.errors import UserError
+from timm_rs.files import atomic_write
+from timm_rs.transforms.decode import BadImage, open_picture
 
 # What `Samples.read` raises for one bad sample. The last two are Pillow's, in torchvision datasets that decode.
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, Image.DecompressionBombError, SyntaxError)

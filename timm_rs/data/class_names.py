@@ -6,8 +6,8 @@ from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from timm_rs.atomic import atomic_write
 from timm_rs.errors import UserError
+from timm_rs.files import atomic_write
 
 FILE = 'class_names.txt'  # in the folder of a run; line i is the name of class i
 

@@ -15,9 +15,9 @@ from timm_rs.data.bad_samples import why_unreadable
 from timm_rs.data.minival import MINIVAL, SOURCE_SPLIT, TRAIN_MINIVAL, split_minival
 from timm_rs.data.samples import Samples, as_samples
 from timm_rs.data.shards import is_packed, open_shards
-from timm_rs.data.transforms import image_mode
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe, flag
+from timm_rs.transforms.create import image_mode
 
 # timm's names of a folder or tar per split, in its order of search
 TRAIN_NAMES = ('train', 'training')

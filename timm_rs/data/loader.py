@@ -13,16 +13,16 @@ from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, Dataset
 
 from timm_rs.data.bad_samples import READ_ERRORS, Problem, unlisted, why_unreadable
-from timm_rs.data.decode import BadImage
-from timm_rs.data.masks import MaskedErasing, MaskedMixup
+from timm_rs.data.mixing import MaskedErasing, MaskedMixup
 from timm_rs.data.sampler import PADDING, EvalBatches, Ticket, TrainBatches
 from timm_rs.data.samples import Samples
 from timm_rs.data.timm_loader import TimmLoader, create_timm_eval_loader, create_timm_train_loader
-from timm_rs.data.transforms import Transform, create_transform
 from timm_rs.data.workers import end_with, num_cores
 from timm_rs.device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe import Recipe
+from timm_rs.transforms.create import Transform, create_transform
+from timm_rs.transforms.decode import BadImage
 
 MAX_BAD_IN_A_ROW = 100
 

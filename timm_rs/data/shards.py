@@ -28,12 +28,12 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from timm_rs.atomic import atomic_write, sha256_of
-from timm_rs.data.decode import open_picture
 from timm_rs.data.samples import Order, Samples
 from timm_rs.data.workers import end_with
 from timm_rs.errors import UserError
+from timm_rs.files import atomic_write, sha256_of
 from timm_rs.progress import track
+from timm_rs.transforms.decode import open_picture
 
 IMAGE_KEYS = 'jpg;jpeg;png;webp'  # timm's, and jpeg
 SHUFFLE_BUFFER = 4096  # samples

@@ -16,9 +16,9 @@ from timm.models import clean_state_dict
 from timm.scheduler import PlateauLRScheduler
 from torch import nn
 
-from timm_rs.atomic import atomic_link, atomic_write, sha256_of
 from timm_rs.device import Device
 from timm_rs.errors import UserError
+from timm_rs.files import atomic_link, atomic_write, sha256_of
 from timm_rs.recipe import Recipe
 from timm_rs.training.state import Place, Training
 

@@ -12,8 +12,8 @@ from typing import Any
 from timm.models import safe_model_name
 from tqdm import tqdm
 
-from timm_rs.atomic import atomic_write
 from timm_rs.errors import UserError
+from timm_rs.files import atomic_write
 from timm_rs.progress import on_terminal
 from timm_rs.recipe import Recipe
 

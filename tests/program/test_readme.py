@@ -1,0 +1,70 @@
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+
+README = (ROOT / 'README.md').read_text()
+
+
+def commands():
+    """The lines of README's plain code blocks."""
+    return [line for block in re.findall(r'```\n(.*?)```', README, re.DOTALL) for line in block.splitlines()]
+
+
+def test_ci_runs_the_two_commands_exactly_as_readme_opens_with_them():
+    first, second = commands()[:2]
+    assert first.startswith('pip install') and first.endswith('train.py --recipe train_recipes/quickstart.yaml')
+    assert second.startswith('pip install') and second.endswith('&& pytest')
+    ci = (ROOT / '.ci/run').read_text().splitlines()
+    assert first in ci and second in ci
+
+
+def test_table_of_recipes_is_what_the_tool_prints():
+    printed = subprocess.run([sys.executable, ROOT / 'tools/list_recipes.py'], capture_output=True, text=True,
+                             check=True)
+    assert printed.stdout in (ROOT / 'train_recipes/README.md').read_text()
+
+
+def test_readme_names_every_file_of_the_package():
+    tree = README.partition('## Where things are')[2]
+    for path in sorted((ROOT / 'timm_rs').rglob('*.py')):
+        assert path.name in tree or path.name in ('__init__.py', 'registry.py'), path.name
+
+
+SHOW_HELP = """
+import runpy, sys
+for path in sys.argv[1:]:
+    sys.argv = [path, '--help']
+    try:
+        runpy.run_path(path, run_name='__main__')
+    except SystemExit as end:
+        assert not end.code, path
+"""
+
+
+def test_every_program_has_help_with_an_example_and_readme_names_no_other_options():
+    programs = [ROOT / 'train.py', *(ROOT / 'tools').glob('*.py')]
+    # in one process, since most of the time goes to imports
+    shown = subprocess.run([sys.executable, '-c', SHOW_HELP, *programs], capture_output=True, text=True,
+                           check=True).stdout
+    for beginning in ('usage: ', 'examples?:'):
+        assert len(re.findall(f'^{beginning}', shown, re.MULTILINE)) == len(programs)
+    torchruns = {'--nproc-per-node', '--max-restarts'}
+    known = set(re.findall(r'--[a-z][a-z-]+', shown)) | torchruns
+    assert set(re.findall(r'--[a-z][a-z-]+', README)) <= known
+
+
+def test_table_of_costs_is_what_the_tool_prints():
+    printed = subprocess.run([sys.executable, ROOT / 'tools/flops.py', '--markdown'], capture_output=True, text=True,
+                             check=True)
+    assert printed.stderr == ''
+    assert printed.stdout in README
+
+
+@pytest.mark.parametrize('path', [*(ROOT / 'train_recipes').glob('*.yaml')], ids=lambda path: path.stem)
+def test_recipes_are_plain_yaml_for_timm(path):
+    content = yaml.safe_load(path.read_text())
+    assert all(isinstance(key, str) and '-' not in key for key in content)

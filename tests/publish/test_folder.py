@@ -1,0 +1,240 @@
+"""What is published of a run: weights under timm's own name, configuration, recipe, results and card."""
+import dataclasses
+import json
+import re
+import shutil
+
+import pytest
+import timm
+import torch
+import yaml
+from timm.data import resolve_model_data_config
+
+from timm_rs.errors import UserError
+from timm_rs.models import PAPER_POINTS
+from timm_rs.publish.folder import Trained, model_card, read_run, stock_name, stock_twin, write_folder
+from timm_rs.recipe import Recipe, read_file
+
+NAME = 'me/tiny'
+SMALL = dict(layers=(1, 1, 1, 1), width=0.125)
+
+
+@pytest.fixture(scope='module')
+def written(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('written') / 'folder'
+    write_folder(read_run(tiny_run), folder, NAME)
+    return folder
+
+
+def network(name, **kwargs):
+    """A network of ours whose batch norms have something to do."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **kwargs).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight)
+    return model
+
+
+def front_matter(card):
+    return yaml.safe_load(card.split('---\n')[1])
+
+
+# ---- timm's own name --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name', sorted({point.partition('.')[0] for point in PAPER_POINTS}))
+def test_fixed_models_have_a_namesake_in_timm(name):
+    assert timm.models.model_entrypoint(stock_name(name)).__module__.startswith('timm.')
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'architecture'), [
+    ('resnetrs_50', {}, 'resnetrs50'),
+    ('efficientnet_rs_b0', {}, 'tf_efficientnet_b0'),
+    ('resnetrs', dict(depth=26, width=0.25), 'resnetrs50'),
+    ('resnetrs', dict(depth=101, width=0.25), 'resnetrs101'),
+    ('resnetrs', dict(layers=(2, 1, 1, 1), width=0.5, drop_path_rule='block', weight_init='timm'), 'resnetrs50'),
+    ('resnetrs', SMALL | dict(squeeze_excite=False), 'resnetrs50'),
+    ('resnetrs', SMALL | dict(squeeze_excite=False, width=1.0, resnet_d=False), 'resnetrs50'),
+    ('resnetrs', SMALL | dict(width=1.0, resnet_d=False), 'resnetrs50'),
+    ('resnetrs', SMALL | dict(act_layer='silu', output_stride=16), 'resnetrs50'),
+])
+@pytest.mark.parametrize('channels', [3, 1])
+def test_timm_builds_the_same_network_itself(name, kwargs, architecture, channels):
+    model = network(name, in_chans=channels, **kwargs)
+    twin = stock_twin(model, kwargs, (channels, 64, 48))
+    assert twin.pretrained_cfg['architecture'] == architecture
+    assert twin.default_cfg['first_conv'] == model.default_cfg['first_conv']
+    assert type(twin).__module__.startswith('timm.')
+    images = torch.randn(2, channels, 32, 32)
+    assert torch.equal(twin(images), model(images))
+    assert model(images).std() > 0
+
+
+@pytest.mark.parametrize('kwargs', [
+    SMALL | dict(width=0.3),  # timm rounds the channels of squeeze-and-excitation to multiples of 8
+    SMALL | dict(bn_eps=1e-3)])
+def test_what_timm_cannot_build_has_no_twin(kwargs):
+    assert stock_twin(network('resnetrs', **kwargs), kwargs, (3, 32, 32)) is None
+
+
+def test_weights_that_are_not_finite_are_not_published():
+    model = network('resnetrs', **SMALL)
+    model.fc.bias.data[0] = float('nan')
+    with pytest.raises(UserError, match='not finite'):
+        stock_twin(model, SMALL, (3, 32, 32))
+
+
+def test_network_without_twin_is_published_under_our_name_and_says_so(tiny_run, tmp_path):
+    trained = read_run(tiny_run)
+    recipe = dataclasses.replace(trained.recipe, model_kwargs=SMALL | dict(width=0.3))
+    odd = dataclasses.replace(trained, recipe=recipe, model=network('resnetrs', **recipe.model_kwargs))
+    assert write_folder(odd, tmp_path / 'folder', NAME) == 'resnetrs'
+    card = (tmp_path / 'folder/README.md').read_text()
+    assert '```python\nimport timm_rs\n' in card and 'timm alone has no such network' in card
+    loaded = timm.create_model(f'local-dir:{tmp_path / "folder"}', pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), odd.model(images))
+
+
+def test_any_model_of_timm_is_published_as_it_is(tiny_run, tmp_path):
+    trained = read_run(tiny_run)
+    recipe = dataclasses.replace(trained.recipe, model='test_resnet', model_kwargs={})
+    plain = dataclasses.replace(trained, recipe=recipe, model=network('test_resnet'))
+    assert write_folder(plain, tmp_path / 'folder', NAME) == 'test_resnet'
+    assert 'import timm_rs' not in (tmp_path / 'folder/README.md').read_text()
+
+
+# ---- what is read -----------------------------------------------------------------------------------------------
+
+def test_averaged_weights_are_read_where_there_are_any(tiny_run):
+    checkpoint = torch.load(tiny_run / 'model_best.pth.tar', weights_only=True)
+    for wanted, read, key in ((None, 'ema', 'state_dict_ema'), ('ema', 'ema', 'state_dict_ema'),
+                              ('raw', 'raw', 'state_dict')):
+        trained = read_run(tiny_run, wanted)
+        assert trained.weights == read
+        assert torch.equal(trained.model.fc.weight, checkpoint[key]['fc.weight'])
+
+
+def test_metrics_are_those_of_the_weights(tiny_run):
+    evaluation = json.loads((tiny_run / 'model_best.eval.json').read_text())
+    ema, raw = read_run(tiny_run), read_run(tiny_run, 'raw')
+    assert ema.metrics == {name: evaluation[name] for name in ('top1', 'top5', 'loss')}
+    assert (ema.images, raw.images) == (15, None)
+    row = (tiny_run / 'summary.csv').read_text().splitlines()
+    best = dict(zip(row[0].split(','), row[ema.epochs].split(','), strict=True))
+    assert raw.metrics['loss'] == float(best['eval_raw_loss']) != ema.metrics['loss']
+    assert 'eval.json' in ema.files and 'eval.json' not in raw.files
+
+
+def test_checkpoint_alone_is_enough(tiny_run, tmp_path):
+    shutil.copy(tiny_run / 'last.pth.tar', tmp_path)
+    trained = read_run(tmp_path / 'last.pth.tar')
+    assert (trained.epochs, trained.metrics, trained.files) == (2, {}, {})
+    assert 'no validation' in model_card(trained, NAME, 'mit', 'pets', 'resnetrs50')
+
+
+def test_bare_weights_take_the_recipe_beside_them(tiny_run, tmp_path):
+    weights = torch.load(tiny_run / 'last.pth.tar', weights_only=True)['state_dict']
+    torch.save(weights, tmp_path / 'weights.pth')
+    with pytest.raises(UserError, match='does not say what it was trained with'):
+        read_run(tmp_path / 'weights.pth')
+    shutil.copy(tiny_run / 'args.yaml', tmp_path)
+    trained = read_run(tmp_path / 'weights.pth')
+    assert (trained.weights, trained.epochs) == ('raw', None)
+    with pytest.raises(UserError, match='--weights raw'):
+        read_run(tmp_path / 'weights.pth', 'ema')
+
+
+@pytest.mark.parametrize(('damage', 'message'), [
+    (lambda run: [path.unlink() for path in run.glob('*.tar')], 'holds no model_best'),
+    (lambda run: (run / 'model_best.pth.tar').write_bytes(b'PK'), 'is damaged: its SHA-256'),
+    (lambda run: (run / 'model_best.eval.json').write_text('{'), 'is damaged'),
+    (lambda run: (run / 'model_best.eval.json').write_text('[]'), 'is damaged'),
+])
+def test_damaged_run_is_one_line(tiny_run, tmp_path, damage, message):
+    run = shutil.copytree(tiny_run, tmp_path / 'run')
+    damage(run)
+    with pytest.raises(UserError, match=message):
+        read_run(run)
+
+
+def test_recipe_of_another_version_is_one_line(tiny_run, tmp_path):
+    content = torch.load(tiny_run / 'last.pth.tar', weights_only=True)
+    content['args']['flux'] = 1
+    torch.save(content, tmp_path / 'last.pth.tar')
+    with pytest.raises(UserError, match='another version of timm_rs: it has flux'):
+        read_run(tmp_path)
+
+
+# ---- what is written --------------------------------------------------------------------------------------------
+
+def test_folder_holds_what_the_hub_and_timm_expect(written):
+    assert sorted(path.name for path in written.iterdir()) == [
+        'README.md', 'args.yaml', 'config.json', 'eval.json', 'model.safetensors', 'summary.csv']
+    config = json.loads((written / 'config.json').read_text())
+    assert config['architecture'] == 'resnetrs50'
+    assert config['model_args']['channels'] == [8, 16, 32, 64]
+    assert config['timm_rs']['model'] == 'resnetrs' and config['timm_rs']['weights'] == 'ema'
+    assert config['timm_rs']['model_kwargs'] == {'layers': [1, 1, 1, 1], 'width': 0.125}
+
+
+def test_preprocessing_of_the_run_is_published(written):
+    model = timm.create_model(f'local-dir:{written}', pretrained=True)
+    data_config = resolve_model_data_config(model)
+    assert (data_config['input_size'], data_config['crop_pct']) == ((3, 32, 32), 1.0)
+    assert model.num_classes == 3
+
+
+def test_same_run_gives_the_same_bytes(tiny_run, written, tmp_path):
+    write_folder(read_run(tiny_run), tmp_path / 'again', NAME)
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / 'again').iterdir()}
+
+
+def test_no_path_of_this_machine_is_published(tiny_run, written):
+    for path in written.iterdir():
+        assert str(tiny_run.parent).encode() not in path.read_bytes(), path.name
+    values = read_file(written / 'args.yaml')
+    assert values['epochs'] == 2 and not values['data_dir'] and not values['output']
+
+
+def test_recipe_of_the_digits_needs_no_folder(tiny_run, tmp_path):
+    trained = read_run(tiny_run)
+    for data_dir, builtin, command in (
+            ('data/digits', 'digits', 'args.yaml\n'), ('pets', '', '--data-dir YOUR_DATA\n')):
+        recipe = dataclasses.replace(trained.recipe, builtin_data='digits', data_dir=data_dir)
+        write_folder(dataclasses.replace(trained, recipe=recipe), tmp_path / data_dir[:4], NAME)
+        assert read_file(tmp_path / data_dir[:4] / 'args.yaml')['builtin_data'] == builtin
+        assert f'{command}```' in (tmp_path / data_dir[:4] / 'README.md').read_text()
+
+
+def test_card_is_what_the_hub_reads(tiny_run, written):
+    card = (written / 'README.md').read_text()
+    header = front_matter(card)
+    assert header['tags'][:2] == ['image-classification', 'timm'] and header['library_name'] == 'timm'
+    assert (header['license'], header['datasets']) == ('apache-2.0', ['pets'])
+    result, = header['model-index'][0]['results']
+    top1, top5 = (metric['value'] for metric in result['metrics'])
+    measured = read_run(tiny_run).metrics
+    assert (top1, top5) == (round(measured['top1'], 3), 100.0)
+    assert f'| {top1:.3f} | 100.000 |' in card and '15 images' in card
+    assert re.search('## Use\n\n```python\nimport timm\n', card)
+    assert 'python train.py --recipe args.yaml --data-dir YOUR_DATA' in card
+    assert '## Limits' in card and 'results of the paper' not in card.lower()
+
+
+def test_results_of_the_paper_stand_apart_and_costs_in_both_conventions():
+    model = timm.create_model('resnetrs_50').eval()
+    recipe = Recipe(model='resnetrs_50', data_dir='/data/imagenet', epochs=350, img_size=160)
+    data_config = dict(resolve_model_data_config(model), crop_pct=0.875)
+    trained = Trained(model, recipe, data_config, 'raw', 350, {'top1': 12.345, 'top5': 20.0}, 50000, {})
+    card = model_card(trained, NAME, 'apache-2.0', 'imagenet-1k', 'resnetrs50')
+    ours, paper = card.index('12.345'), card.index('78.8 % top-1 (paper, Table 7')
+    assert '## Results of the paper\n\nNot of these weights' in card[ours:paper + 1]
+    assert '| 35.692 | 160 px | 2.279 | 4.557 | 6.202 |' in card
+    assert '78.8' not in str(front_matter(card))
+    other = model_card(dataclasses.replace(trained, data_config=data_config | dict(input_size=(3, 128, 128))), NAME,
+                       'apache-2.0', 'imagenet-1k', 'resnetrs50')
+    assert 'Results of the paper' not in other

@@ -1,0 +1,51 @@
+"""The figure of accuracy against latency."""
+import pytest
+from PIL import Image
+from test_pareto import point
+
+from timm_rs.errors import UserError
+from timm_rs.study.figure import draw
+from timm_rs.study.pareto import Panel, paper_panel
+
+
+def test_figures_have_every_label_and_never_two_in_one_place(tmp_path, monkeypatch):
+    import matplotlib.figure
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', lambda self, *arguments, **options: (
+        figures.append(self), save(self, *arguments, **options))[1])
+    panel = paper_panel('tpuv3')
+    draw([panel, Panel('measured', panel.points[:5])], tmp_path / 'p.png')
+    figure, = figures
+    for axis, points in zip(figure.axes, (panel.points, panel.points[:5]), strict=True):
+        labels = [text for text in axis.texts if text.get_text()]
+        words = [text.get_text() for text in labels]
+        assert {one.label for one in points} <= {word.partition(':')[0] for word in words}
+        boxes = [text.get_window_extent() for text in labels]
+        frame = axis.get_window_extent()
+        for number, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:number]), words[number]
+            assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    assert 'published in the paper' in figure.axes[0].get_ylabel()
+    assert Image.open(tmp_path / 'p.png').size[0] > 800
+
+
+def test_a_speed_up_without_room_on_its_arrow_is_told_where_the_arrow_begins(tmp_path):
+    panel = Panel('x', [point('EfficientNet', 'B4@380', 1.1, 82.9), point('ResNet-RS', '152@256', 1, 83),
+                        point('EfficientNet', 'B7@600', 9, 84.7), point('ResNet-RS', '50@160', 0.1, 78.8)])
+    draw([panel], tmp_path / 'x.svg')
+    assert '<!-- B4@380: 1.1× -->' in (tmp_path / 'x.svg').read_text()
+
+
+def test_svg_is_the_same_again(tmp_path):
+    panel = Panel('x', [point('ResNet-RS', '50@160', 1, 78.8), point('EfficientNet-RS', 'B4@192', 2, 80, True)])
+    for name in ('a.svg', 'b.svg'):
+        draw([panel], tmp_path / name)
+    assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
+
+
+def test_other_formats_and_places_are_refused(tmp_path):
+    with pytest.raises(UserError, match='ends with .png or .svg'):
+        draw([], tmp_path / 'x.pdf')
+    with pytest.raises(UserError, match='cannot be written'):
+        draw([Panel('x', [point('ResNet-RS', '50@160', 1, 78.8)])], tmp_path / 'none/x.svg')

@@ -1,0 +1,66 @@
+import os
+
+import pytest
+
+from timm_rs import files
+from timm_rs.files import atomic_folder, atomic_link, atomic_write
+
+
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / 'file.txt'
+    path.write_text('old')
+    with pytest.raises(KeyError), atomic_write(path) as file:
+        file.write('half of the new')
+        raise KeyError
+    assert path.read_text() == 'old'
+    assert [entry.name for entry in tmp_path.iterdir()] == ['file.txt']
+
+
+def test_the_new_content_appears_only_when_it_is_complete_and_synced(tmp_path, monkeypatch):
+    path, synced = tmp_path / 'file.txt', []
+    monkeypatch.setattr(files.os, 'fsync', synced.append)
+    with atomic_write(path) as file:
+        file.write('new')
+        file.flush()
+        assert not path.exists()
+    assert path.read_text() == 'new'
+    assert len(synced) == 2  # the file before the rename, the folder after it
+
+
+@pytest.mark.parametrize('hard_links', [True, False])
+def test_link_replaces_the_target_and_survives_a_new_source(tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+        def refuse(*_):
+            raise OSError('no hard links here')
+        monkeypatch.setattr(files.os, 'link', refuse)
+    source, target = tmp_path / 'last', tmp_path / 'best'
+    target.write_text('older')
+    source.write_text('first')
+    for _ in range(2):  # the second time both may already be one file
+        atomic_link(source, target)
+        assert target.read_text() == 'first'
+    with atomic_write(source) as file:
+        file.write('second')
+    assert target.read_text() == 'first'
+    assert sorted(os.listdir(tmp_path)) == ['best', 'last']
+
+
+def test_a_folder_appears_complete_or_not_at_all(tmp_path):
+    with pytest.raises(KeyError), atomic_folder(tmp_path / 'new') as folder:
+        (folder / 'half').touch()
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(tmp_path / 'new') as folder:
+        (folder / 'file').write_text('whole')
+        assert not (tmp_path / 'new').exists()
+    assert [path.name for path in tmp_path.iterdir()] == ['new']
+    assert (tmp_path / 'new' / 'file').read_text() == 'whole'
+
+
+def test_a_folder_with_something_in_it_is_never_replaced(tmp_path):
+    (tmp_path / 'old').mkdir()
+    (tmp_path / 'old' / 'file').write_text('mine')
+    with pytest.raises(OSError), atomic_folder(tmp_path / 'old') as folder:
+        (folder / 'file').write_text('new')
+    assert [path.name for path in tmp_path.iterdir()] == ['old']
+    assert (tmp_path / 'old' / 'file').read_text() == 'mine'

@@ -1,0 +1,400 @@
+"""A training step, or a forward pass, in another process: its memory and its failures are nobody else's."""
+
+import contextlib
+import gc
+import multiprocessing
+import re
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+
+from timm_rs.benchmark.rows import Cost, cpu_seconds
+from timm_rs.device import Device
+from timm_rs.errors import UserError
+from timm_rs.inference.backends import BACKENDS, inference_backends
+from timm_rs.recipe import Recipe, nearest, read_file
+from timm_rs.training.build import build_model, create_training
+from timm_rs.training.engine import amp_dtype, train_updates
+from timm_rs.training.faults import is_out_of_memory
+from timm_rs.training.runlog import Progress
+from timm_rs.training.schedule import create_optimizer
+from timm_rs.training.state import Place
+
+# What a setup may be made of, as in channels_last+bf16+fused: changes to the recipe.
+TIMMS_LOOP = 'timm'  # and this: the update of timm's train.py, without our guard and kept memory
+PARTS: dict[str, dict[str, Any]] = {
+    TIMMS_LOOP: {},
+    'eager': {},
+    'channels_last': dict(channels_last=True),
+    'bf16': dict(amp=True, amp_dtype='bfloat16'),
+    'foreach': dict(opt_kwargs=dict(foreach=True)),
+    'fused': dict(opt_kwargs=dict(fused=True)),
+    'compile': dict(torchcompile='inductor'),
+    'reduce_overhead': dict(torchcompile='inductor', torchcompile_mode='reduce-overhead'),
+    'max_autotune': dict(torchcompile='inductor', torchcompile_mode='max-autotune'),
+    'checkpointing': dict(grad_checkpointing=True),
+}
+MIB = 1 << 20
+# What a GPU may say of tensors too large for it while it has memory left, for example for 32-bit indices.
+TOO_LARGE = re.compile('cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|INT_MAX|32.?bit|invalid configuration|illegal memory')
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is measured: a turn is `steps` batches of `batch_size` images.
+
+    `setup` is made of `PARTS` for training, and one of `BACKENDS` for inference.
+    """
+
+    model: str
+    img_size: int
+    work: str  # train or infer
+    setup: str
+    batch_size: int
+    steps: int
+    device: str
+    recipe: str = ''  # file with the values of the training step; empty for those of `step_recipe`
+
+    @property
+    def label(self) -> str:
+        return f'{self.model}@{self.img_size}'
+
+    @property
+    def precision(self) -> str:
+        return precision_of(self.setup)
+
+
+class DoesNotFit(Exception):
+    """The batch is too large for the memory."""
+
+
+def check_setup(setup: str, work: str) -> None:
+    """Raise UserError unless `setup` can be measured."""
+    if work == 'infer':
+        if setup not in BACKENDS:
+            raise UserError(f'unknown back-end {setup}: there are {", ".join(BACKENDS)}.{nearest(setup, BACKENDS)}')
+        return
+    for part in setup.split('+'):
+        if part not in PARTS:
+            raise UserError(
+                f'unknown setup {setup}: it is made of {", ".join(PARTS)}, joined by +.{nearest(part, PARTS)}')
+
+
+def precision_of(setup: str) -> str:
+    """Of a setup or back-end: bf16, int8, or else fp32."""
+    return next((name for name in ('bf16', 'int8') if name in re.split(r'[+_]', setup)), 'fp32')
+
+
+def step_recipe(candidate: Candidate) -> Recipe:
+    """The recipe of the candidate's step: its file's values, or those which the recipes here share.
+
+    ResNets learn by SGD and EfficientNets by RMSProp, as in the paper; both are averaged. The learning rate is next to
+    nothing: the images are noise, and what the step costs does not depend on it.
+    """
+    if candidate.recipe:
+        values = read_file(candidate.recipe)
+    else:
+        values = dict(drop=0.25, model_ema=True, model_ema_decay=0.9999, model_ema_warmup=True, ema_ramp='tf')
+        if 'efficientnet' in candidate.model:
+            values |= dict(opt='rmsproptf', opt_eps=1e-3, drop_path=0.2)
+    values |= dict(channels_last=False, amp=False, amp_dtype='float16', torchcompile=None, torchcompile_mode=None)
+    if candidate.work == 'train':  # the setup decides these
+        for part in candidate.setup.split('+'):
+            values |= PARTS[part]
+    return replace(
+        Recipe(**values), model=candidate.model, img_size=candidate.img_size, batch_size=candidate.batch_size,
+        input_size=None, num_classes=1000, lr=1e-6, log_interval=1_000_000, device=candidate.device)
+
+
+# ---- in the process ---------------------------------------------------------------------------------------------
+
+def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
+    """A function that makes so many steps of the candidate, on synthetic images that are on the device already."""
+    recipe = step_recipe(candidate)
+    with device.torch_device:  # a GPU draws the initial weights at once, a CPU takes seconds
+        model, config = build_model(recipe, device)
+        pixels = torch.randint(256, (candidate.batch_size, *config['input_size']), dtype=torch.uint8)
+        mean, std = (255 * torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
+        images = (pixels - mean) / std
+        targets = torch.randint(model.num_classes, (candidate.batch_size,))
+    del pixels
+    if candidate.work == 'train':
+        if recipe.mixes_images:
+            targets = F.one_hot(targets, model.num_classes).float()
+        return training_work(recipe, device, model, images, targets, TIMMS_LOOP in candidate.setup.split('+'))
+    run = inference_backends(model, images, [candidate.setup])[candidate.setup]
+
+    def work(steps: int) -> None:
+        for _ in range(steps):
+            run(images)
+    return work
+
+
+def training_work(recipe: Recipe, device: Device, model: Any, images: torch.Tensor, targets: torch.Tensor,
+                  is_timms: bool) -> Callable[[int], None]:
+    """Updates of the real training loop, or of timm's."""
+    # timm leaves the choice of the optimizer's kernels to torch
+    optimizer = (create_optimizer_v2(model, **optimizer_kwargs(recipe) | recipe.opt_kwargs) if is_timms else
+                 create_optimizer(model, recipe, device.world_size))
+    training = create_training(model, recipe, device, optimizer)
+    place, progress = Place(), Progress(1, 0, 1, enabled=False)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+
+    def work(steps: int) -> None:
+        for _ in train_updates(training, [(images, targets)] * steps, recipe, device, place, progress):
+            pass
+
+    def timms_work(steps: int) -> None:
+        training.wrapped.train()
+        for _ in range(steps):
+            with device.autocast(amp_dtype(recipe)):
+                loss = training.loss(training.wrapped(images.contiguous(memory_format=layout)), targets)
+            loss.backward()
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+            place.update += 1
+            if training.ema is not None:
+                training.ema.update(model, step=place.update)
+    return timms_work if is_timms else work
+
+
+class Step:
+    """A candidate in this process, ready to make its steps. `peak_memory`, in bytes, is what its model and a step need.
+
+    On CUDA that is what torch allocates, on the CPU the growth of the resident memory.
+    """
+
+    def __init__(self, candidate: Candidate):
+        self.candidate, self.on_cuda = candidate, candidate.device.startswith('cuda')
+        device = Device(candidate.device)
+        if not self.on_cuda:
+            _limit_memory()
+        if candidate.work == 'train' and TIMMS_LOOP not in candidate.setup.split('+'):
+            device.keep_freed_memory()
+        before = torch.cuda.memory_allocated() if self.on_cuda else _resident('VmRSS')
+        self.work = create_work(candidate, device)
+        self.work(1)  # compiles, allocates what stays
+        _forget_peak(self.on_cuda)
+        self.work(1)
+        self.peak_memory = (torch.cuda.max_memory_allocated() if self.on_cuda else _resident('VmHWM')) - before
+        _release(self.on_cuda)
+
+    def turn(self) -> Cost:
+        return _turn(self.work, self.candidate.steps, self.on_cuda)
+
+
+def _serve(connection: Connection) -> None:
+    """Answer every (what to do, candidate) with ('done', what came of it), or with what prevented it and why."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends us
+    steps: dict[Candidate, Step] = {}
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            act, candidate = connection.recv()
+            connection.send(_act(act, candidate, steps))
+
+
+def _act(act: str, candidate: Candidate, steps: dict[Candidate, Step]) -> tuple[str, Any]:
+    on_cuda = candidate.device.startswith('cuda')
+    try:
+        if act == 'turn':
+            return 'done', steps[candidate].turn()
+        steps.pop(candidate, None)
+        if act == 'start':
+            steps[candidate] = Step(candidate)
+            return 'done', steps[candidate].peak_memory
+        return 'done', None
+    except UserError as error:
+        return 'user error', str(error)
+    except (RuntimeError, MemoryError) as error:
+        is_too_large = on_cuda and TOO_LARGE.search(str(error))
+        if is_too_large:
+            traceback.print_exc()  # it may be something else
+        return (('does not fit', (str(error).splitlines() or [''])[0]) if is_out_of_memory(error) or is_too_large else
+                ('bug', traceback.format_exc()))
+    except Exception:
+        return 'bug', traceback.format_exc()
+    finally:
+        if act == 'stop' or on_cuda:
+            gc.collect()
+            _release(on_cuda)
+
+
+def _turn(work: Callable[[int], None], steps: int, on_cuda: bool) -> Cost:
+    """The cost of one step. On a GPU, memory that the others needed meanwhile is taken back before the clock starts."""
+    if on_cuda:
+        work(1)
+        torch.cuda.synchronize()
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    work(steps)
+    if on_cuda:
+        torch.cuda.synchronize()
+    cost = Cost((cpu_seconds() - cpu) / steps, (time.perf_counter() - wall) / steps)
+    _release(on_cuda)
+    return cost
+
+
+def _release(on_cuda: bool) -> None:
+    if on_cuda:
+        torch.cuda.empty_cache()
+
+
+def _forget_peak(on_cuda: bool) -> None:
+    """Measure from here on: what building, exporting and compiling took is no part of a step."""
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # some containers do not allow it, and count all
+        Path('/proc/self/clear_refs').write_text('5')
+
+
+def _resident(field: str) -> int:
+    """Bytes in memory now (VmRSS) or at most so far (VmHWM), as Linux counts them for this process alone."""
+    return _kilobytes('/proc/self/status', field) * 1024
+
+
+def _limit_memory() -> None:
+    """Have allocations fail where the machine's free memory ends, instead of the kernel killing someone."""
+    if available := _kilobytes('/proc/meminfo', 'MemAvailable'):
+        limit = (_kilobytes('/proc/self/status', 'VmData') + available) * 1024 - 512 * MIB
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _kilobytes(path: str, field: str) -> int:
+    found = re.search(rf'^{field}:\s*(\d+) kB', Path(path).read_text(), re.M) if Path(path).exists() else None
+    return int(found[1]) if found else 0
+
+
+# ---- beside the process -----------------------------------------------------------------------------------------
+
+class Worker:
+    """A process that holds candidates, ready to make their steps. `StepProcess` gives it work."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context('forkserver')  # which imports torch once, and never computes
+        context.set_forkserver_preload([__name__])
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, act: str, candidate: Candidate) -> Any:
+        """Have it 'start' or 'stop' the candidate, or make a 'turn'. Raises DoesNotFit, UserError, RuntimeError."""
+        try:
+            self.connection.send((act, candidate))
+            kind, content = self.connection.recv()
+        except (EOFError, ConnectionResetError, BrokenPipeError):
+            self.process.join()
+            kind, content = 'bug', f'the process of {candidate} ended with status {self.process.exitcode}'
+            if self.process.exitcode in (-signal.SIGKILL, -signal.SIGABRT):
+                kind = 'does not fit'
+        if kind == 'does not fit':
+            raise DoesNotFit(content)
+        if kind == 'user error':
+            raise UserError(content)
+        if kind == 'bug':
+            raise RuntimeError(content)
+        return content
+
+    def close(self) -> None:
+        self.connection.close()  # which tells it to go
+        self.process.join(timeout=5)
+        self.process.kill()
+        self.process.join()
+
+    def __enter__(self) -> 'Worker':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class StepProcess:
+    """A candidate that is ready to take turns, in a process of its own or in that of `worker`.
+
+    On a GPU the candidates of a group share a worker: there memory is counted exactly all the same, and a process takes
+    ten seconds and more to load its kernels. `peak_memory` is that of `Step`; `start_s` is how long it took to be
+    ready: import, building, compiling, two steps. Raises DoesNotFit, and UserError for what the person can fix.
+    """
+
+    def __init__(self, candidate: Candidate, worker: Worker | None = None):
+        self.candidate, started = candidate, time.perf_counter()
+        self.worker, self.is_alone = worker or Worker(), worker is None
+        try:
+            self.peak_memory: int = self.worker.ask('start', candidate)
+        except BaseException:
+            self.close()
+            raise
+        self.start_s = time.perf_counter() - started
+
+    def turn(self) -> Cost:
+        """Make the steps of a turn; returns the cost of one."""
+        return self.worker.ask('turn', self.candidate)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        if self.is_alone:
+            self.worker.close()
+        elif self.worker.process.is_alive():
+            self.worker.ask('stop', self.candidate)
+
+    def __enter__(self) -> 'StepProcess':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def fit(candidate: Candidate, images: int, worker: Worker | None = None) -> StepProcess:
+    """The candidate, ready in `worker` or alone, with its batch halved until it fits, as in the paper's protocol.
+
+    A turn of it is at least `images` images, or one batch for 0. Raises UserError when one image is too many.
+    """
+    while True:
+        candidate = replace(candidate, steps=-(-images // candidate.batch_size) if images else 1)
+        try:
+            return StepProcess(candidate, worker)
+        except DoesNotFit as error:
+            candidate = halved(candidate, error)
+
+
+def halved(candidate: Candidate, error: DoesNotFit) -> Candidate:
+    """`candidate` with half the batch, since `error`. Raises UserError when there is no half."""
+    if candidate.batch_size == 1:
+        raise UserError(f'{candidate.label} does not fit into the memory of {candidate.device}, not even one '
+                        f'image ({error}); leave it out with --models') from error
+    print(f'{candidate.label} {candidate.setup}: batches of {candidate.batch_size} do not fit ({error})', flush=True)
+    return replace(candidate, batch_size=candidate.batch_size // 2)
+
+
+def fit_side_by_side(candidates: list[Candidate], images: int, worker: Worker) -> list[StepProcess]:
+    """All candidates in `worker`, each with its batch halved until it fits beside the others while those are idle.
+
+    For a GPU, where an idle candidate holds its weights, averages and optimizer state only. None has to start twice,
+    unless those that come later leave too little to one that already fitted. Every candidate has then made a turn.
+    """
+    processes = [fit(candidate, images, worker) for candidate in candidates]
+    for index in range(len(processes)):
+        while True:
+            try:
+                processes[index].turn()
+                break
+            except DoesNotFit as error:
+                processes[index].close()
+                processes[index] = fit(halved(processes[index].candidate, error), images, worker)
+    return processes
+
+
+def check_model(name: str) -> None:
+    """Raise UserError unless timm knows the model `name`."""
+    if not timm.is_model(name):
+        raise UserError(f'unknown model {name}.{nearest(name, timm.list_models())}')

@@ -1,0 +1,107 @@
+"""A model for use, by whatever people call it: a run, a checkpoint, a folder for timm, a name of timm or the Hub."""
+
+import dataclasses
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from timm_rs.data.class_names import names_of_timm_model
+from timm_rs.device import Device
+from timm_rs.errors import UserError
+from timm_rs.publish.folder import CONFIG, read_run
+from timm_rs.recipe import KeyValues, Recipe, nearest
+from timm_rs.training.build import build_model
+
+MODEL_HELP = ("a run's folder (its best) or checkpoint, a folder with a config.json, or a name of timm's, with "
+              'tag, hf-hub: or local-dir:')
+SCHEMES = ('hf-hub:', 'hf_hub:', 'local-dir:')
+
+
+@dataclasses.dataclass
+class Source:
+    """A model and what it takes to feed it.
+
+    Attributes:
+        name: what to call it.
+        model: in evaluation mode, on the CPU.
+        recipe: whose evaluation transform the images go through.
+        data_config: timm's: input_size, mean, std, crop_pct, …
+        class_names: by class index, or None where nobody knows them.
+    """
+    name: str
+    model: Any
+    recipe: Recipe
+    data_config: dict[str, Any]
+    class_names: list[str] | None
+
+
+def open_model(
+        source: str, pretrained: bool = False, num_classes: int | None = None, img_size: int | None = None,
+        model_kwargs: dict[str, Any] | None = None, weights: str | None = None) -> Source:
+    """The model that `source` names.
+
+    Args:
+        source: the folder of a run (its best checkpoint) or a checkpoint, averaged weights first; a folder with a
+            config.json; or a name that `timm.create_model` takes, with tag, 'hf-hub:' or 'local-dir:'.
+        pretrained: whether names of timm's come with their weights; runs and folders always do.
+        num_classes, model_kwargs: only for names of timm's.
+        img_size: square images of another size (pixels) than the model's own.
+        weights: 'ema' or 'raw', only for runs.
+
+    Raises:
+        UserError: there is nothing of that kind, it is damaged, or it cannot be built so.
+    """
+    path = Path(source)
+    if path.is_dir() and (path / CONFIG).is_file():
+        source, path = f'local-dir:{source}', Path()
+    elif path.exists():
+        if num_classes or model_kwargs:
+            raise UserError(f'{source} says itself what model it is; leave out --num-classes and --model-kwargs')
+        trained = read_run(path, weights)
+        config = _resized(trained.data_config, img_size)
+        return Source(trained.recipe.model, trained.model, trained.recipe, config, trained.class_names)
+    if weights:
+        raise UserError(f'{source} is no run, and has no choice of weights; leave out --weights')
+    if source.startswith(SCHEMES):
+        pretrained = True
+    else:
+        _check_name(source)
+    recipe = Recipe(model=source, pretrained=pretrained, num_classes=num_classes, img_size=img_size,
+                    model_kwargs=model_kwargs or {}, device='cpu')
+    if img_size and not source.startswith(SCHEMES) and getattr(
+            timm.get_pretrained_cfg(source), 'fixed_input_size', False):
+        recipe.model_kwargs = recipe.model_kwargs | dict(img_size=img_size)  # it is part of such a network
+    model, data_config = build_model(recipe, Device('cpu'))
+    names = names_of_timm_model(model) if pretrained else None
+    return Source(source.removeprefix('local-dir:'), model.eval(), recipe, data_config, names)
+
+
+def add_model_arguments(parser: ArgumentParser, pretrained: bool = False, exports: bool = False) -> None:
+    """The arguments of `open_model` on a command line; `pretrained` models need no such flag then."""
+    parser.add_argument(
+        'model', metavar='MODEL', help=MODEL_HELP + ('; or a file of tools/export.py' if exports else ''))
+    if pretrained:
+        parser.set_defaults(pretrained=True)
+    else:
+        parser.add_argument('--pretrained', action='store_true', help="timm's names: with the published weights")
+    parser.add_argument('--num-classes', type=int, metavar='N', help="timm's names: classes [of the model]")
+    parser.add_argument('--model-kwargs', nargs='+', action=KeyValues, metavar='KEY=VALUE',
+                        help="timm's names: more arguments, e.g. depth=26 width=0.25")
+    parser.add_argument('--img-size', type=int, metavar='N', help='pixels of a side [as the model was evaluated]')
+    parser.add_argument('--weights', choices=('ema', 'raw'), help='runs: averaged (where there are) or as trained')
+
+
+def _resized(data_config: dict[str, Any], img_size: int | None) -> dict[str, Any]:
+    channels = data_config['input_size'][0]
+    return data_config | (dict(input_size=(channels, img_size, img_size)) if img_size else {})
+
+
+def _check_name(name: str) -> None:
+    if timm.is_model(name.partition('.')[0]):
+        return
+    if Path(name).suffix in ('.tar', '.pth', '.pt', '.safetensors', '.onnx', '.xml', '.pt2') or '/' in name:
+        raise UserError(f'{name} does not exist; give a run, a checkpoint, or the name of a model')
+    raise UserError(f'unknown model {name}: it is no file or folder, and no model of timm\'s.'
+                    f'{nearest(name, timm.list_models())}')

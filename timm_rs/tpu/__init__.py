@@ -1,0 +1,1 @@
+"""TPUs that are not here."""

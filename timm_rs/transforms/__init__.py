@@ -1,0 +1,1 @@
+"""One encoded image -> uint8 pixels, on the host."""
