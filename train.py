@@ -29,24 +29,19 @@ from timm_rs.data.bad_samples import BadSamples, default_limit
 from timm_rs.data.class_names import write_class_names
 from timm_rs.data.datasets import class_to_index, create_datasets, write_digits
 from timm_rs.data.loader import create_eval_loader, create_train_loader
-from timm_rs.device import Device, create_device
+from timm_rs.device import create_device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import atomic_write
-from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve, to_yaml
+from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import to_yaml
 from timm_rs.training.build import build_model, create_training
-from timm_rs.training.checkpoint import (
-    BEST,
-    SUFFIX,
-    Checkpoints,
-    checkpoint_state,
-    describe,
-    load_weights,
-    read_checkpoint,
-    resume,
-)
+from timm_rs.training.checkpoint import BEST, SUFFIX, Checkpoints, describe, load_weights, read_checkpoint
 from timm_rs.training.engine import NonFiniteError, evaluate, train_updates, updates_per_epoch
 from timm_rs.training.faults import explain
 from timm_rs.training.interruption import Interruption, Stopped
+from timm_rs.training.resume import checkpoint_state, resume
 from timm_rs.training.runlog import Progress, Summary, prepare_folder
 from timm_rs.training.schedule import create_optimizer, create_schedule
 from timm_rs.training.state import Place, Training

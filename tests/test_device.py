@@ -7,7 +7,8 @@ import textwrap
 import pytest
 import torch
 
-from timm_rs.device import Device, create_device
+from timm_rs.device import create_device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 
 
@@ -44,7 +45,7 @@ def test_memory_that_was_freed_is_kept_for_the_next_step():
     def faults(prepare):  # in a process of its own: what other tests left in this one's heap decides where a block goes
         script = textwrap.dedent(f"""
             import resource, torch
-            from timm_rs.device import Device
+            from timm_rs.device.torch_device import Device
             {prepare}
             def take(times):
                 for _ in range(times):

@@ -5,7 +5,9 @@ import yaml
 from conftest import EXPECTED, ROOT
 
 from timm_rs import recipe as recipes
-from timm_rs.recipe import FIELDS, Parser, Recipe, RecipeError, add_recipe_arguments, read_file, resolve, to_yaml
+from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
+from timm_rs.recipe.knobs import FIELDS, Recipe, RecipeError
+from timm_rs.recipe.reading import read_file, to_yaml
 
 TIMM = json.loads((EXPECTED / 'timm_train_args.json').read_text())['arguments']
 FOLDER = ROOT / 'train_recipes'

@@ -55,10 +55,11 @@ from timm_rs.data.loader import create_train_loader, num_workers
 from timm_rs.data.samples import Samples, Subset, as_samples
 from timm_rs.data.shards import open_shards, pack
 from timm_rs.data.workers import num_cores
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.inference.backends import BACKENDS
-from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, resolve
+from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
+from timm_rs.recipe.knobs import Recipe
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from timm_rs.inference.backends import openvino_has_bf16
 from timm_rs.inference.export import PRECISIONS, SUFFIXES, check_request, export_model
 from timm_rs.inference.predict import find_images, load_images
 from timm_rs.inference.source import Source, add_model_arguments, open_model
-from timm_rs.recipe import Parser
+from timm_rs.recipe.command_line import Parser
 
 EXAMPLE = """examples:
   python tools/export.py output/train/NAME --format onnx --output digits.onnx

@@ -20,7 +20,7 @@ import torch
 
 from timm_rs.benchmark.gpu_check import PARTS, Settings, check, prepare_output, scratch_folder
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.recipe import Parser
+from timm_rs.recipe.command_line import Parser
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import atomic_write
-from timm_rs.recipe import read_file
+from timm_rs.recipe.reading import read_file
 
 FOLDER = Path(__file__).parents[1] / 'train_recipes'
 START, END = '<!-- table: tools/list_recipes.py -->', '<!-- end of table -->'

@@ -7,7 +7,8 @@ from timm_rs.data.minival import SOURCE_SPLIT, split_minival
 from timm_rs.data.samples import as_samples
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import atomic_write
-from timm_rs.recipe import Parser, Recipe
+from timm_rs.recipe.command_line import Parser
+from timm_rs.recipe.knobs import Recipe
 
 EXAMPLE = """example:
   python tools/minival.py imagenet --output minival.txt

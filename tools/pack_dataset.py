@@ -12,7 +12,8 @@ from timm_rs.data.samples import Samples, as_samples
 from timm_rs.data.shards import pack, verify
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.recipe import Parser, Recipe
+from timm_rs.recipe.command_line import Parser
+from timm_rs.recipe.knobs import Recipe
 
 EXAMPLE = """examples:
   python tools/pack_dataset.py imagenet packed --short-side 288      a folder with train/ and validation/

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.recipe import Parser
+from timm_rs.recipe.command_line import Parser
 from timm_rs.study.figure import draw
 from timm_rs.study.pareto import PAPERS_CLOCKS, Source, measured_panels, paper_panel, speedups
 

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 import timm_rs  # noqa: F401  (registers the models)
 from timm_rs.data.workers import num_cores
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import atomic_write
 from timm_rs.inference.export import SUFFIXES, as_source, open_export
 from timm_rs.inference.predict import Prediction, find_images, predict
 from timm_rs.inference.source import add_model_arguments, open_model
-from timm_rs.recipe import Parser
+from timm_rs.recipe.command_line import Parser
 
 EXAMPLE = """examples:
   python tools/predict.py output/train/NAME cat.jpg photos/ https://example.org/dog.jpg

@@ -2,7 +2,7 @@
 """Fetch a model from the Hugging Face Hub into a folder, and check every file against the Hub's digests."""
 from timm_rs.errors import exit_on_user_error
 from timm_rs.publish.hub import pull
-from timm_rs.recipe import Parser
+from timm_rs.recipe.command_line import Parser
 
 EXAMPLE = """example:
   python tools/pull_from_hub.py org/name --output name

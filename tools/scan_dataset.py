@@ -18,7 +18,8 @@ from timm_rs.data.loader import num_workers
 from timm_rs.data.samples import Samples, as_samples
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.progress import track
-from timm_rs.recipe import Parser, Recipe
+from timm_rs.recipe.command_line import Parser
+from timm_rs.recipe.knobs import Recipe
 
 EXAMPLE = """example:
   python tools/scan_dataset.py imagenet

@@ -37,7 +37,7 @@ from timm_rs.data.samples import TimmSamples
 from timm_rs.data.shards import pack
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.progress import track
-from timm_rs.recipe import Parser
+from timm_rs.recipe.command_line import Parser
 from timm_rs.training.checkpoint import BEST, LAST, read_checkpoint
 
 ARGUMENTS = [

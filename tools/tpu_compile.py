@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 from timm_rs.benchmark.rows import append_rows, check_writable, provenance
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.progress import track
-from timm_rs.recipe import Parser, Recipe, add_recipe_arguments, read_file, resolve
+from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import read_file
 from timm_rs.tpu.chips import TPUS, Tpu, find_tpu
 from timm_rs.tpu.compiler import Compiler, describe, guess_largest_batch, largest_batch, trace
 

@@ -12,7 +12,8 @@ import shlex
 import sys
 
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.recipe import Parser, read_file
+from timm_rs.recipe.command_line import Parser
+from timm_rs.recipe.reading import read_file
 from timm_rs.tpu.chips import TPUS, find_tpu
 from timm_rs.tpu.launch import Launch, gke_commands, gke_manifest, vm_commands
 

@@ -16,7 +16,7 @@ from timm_rs.benchmark.step_process import (
     fit_side_by_side,
     step_recipe,
 )
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.training.build import build_model
 

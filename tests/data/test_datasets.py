@@ -13,7 +13,7 @@ from timm_rs.data import datasets
 from timm_rs.data.datasets import create_datasets, write_digits
 from timm_rs.data.loader import LabelCheck
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 
 
 def pack(folder, tar):

@@ -21,7 +21,7 @@ from timm_rs.data.sampler import PADDING, EvalBatches, TrainBatches
 from timm_rs.data.samples import PilDataset, Samples
 from timm_rs.data.shards import pack
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.create import RandomResizedCrop, Transform, create_transform, seeded
 from timm_rs.transforms.decode import open_picture
 

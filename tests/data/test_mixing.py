@@ -9,7 +9,7 @@ from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 
 from timm_rs.data.mixing import MaskedErasing, MaskedMixup
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 
 
 @pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])

@@ -13,8 +13,8 @@ from conftest import TINY
 import train
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_train_loader
-from timm_rs.device import Device
-from timm_rs.recipe import Recipe
+from timm_rs.device.torch_device import Device
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.build import build_model, create_training
 from timm_rs.training.engine import train_updates
 from timm_rs.training.runlog import Progress

@@ -387,7 +387,7 @@ def test_a_bad_batch_of_one_process_is_left_out_by_both(arguments, tmp_path, is_
     program = f'''
 import math, os, sys, train
 from timm_rs.data.loader import Loader
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 Device.is_asynchronous = {is_asynchronous}
 ''' + '''
 from timm_rs.errors import exit_on_user_error

@@ -5,7 +5,7 @@ import re
 import yaml
 from conftest import ROOT
 
-from timm_rs.recipe import FIELDS
+from timm_rs.recipe.knobs import FIELDS
 
 PAGE = (ROOT / 'docs/fidelity.md').read_text()
 

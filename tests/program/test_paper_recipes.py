@@ -6,7 +6,8 @@ import pytest
 import yaml
 from conftest import EXPECTED, ROOT
 
-from timm_rs.recipe import Recipe, read_file
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import read_file
 
 ROOT = ROOT / 'train_recipes'
 with open(EXPECTED / 'paper_table.csv', newline='') as file:

@@ -18,7 +18,8 @@ from PIL import Image
 from timm.models import load_checkpoint
 
 import timm_rs.device
-from timm_rs.recipe import Recipe, read_file
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import read_file
 from timm_rs.training import runlog
 
 

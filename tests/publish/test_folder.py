@@ -13,7 +13,8 @@ from timm.data import resolve_model_data_config
 from timm_rs.errors import UserError
 from timm_rs.models import PAPER_POINTS
 from timm_rs.publish.folder import Trained, model_card, read_run, stock_name, stock_twin, write_folder
-from timm_rs.recipe import Recipe, read_file
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import read_file
 
 NAME = 'me/tiny'
 SMALL = dict(layers=(1, 1, 1, 1), width=0.125)

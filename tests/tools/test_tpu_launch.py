@@ -5,7 +5,7 @@ import pytest
 import yaml
 from conftest import ROOT, failure, load_tool
 
-from timm_rs.recipe import Parser, add_recipe_arguments, resolve
+from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.tpu.launch import REQUIREMENTS
 
 RECIPE = str(ROOT / 'train_recipes/rs50.yaml')

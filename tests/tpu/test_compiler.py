@@ -197,8 +197,8 @@ COMPARE = """
 import collections, os, re, sys
 os.environ.update(PJRT_DEVICE='CPU', CPU_NUM_DEVICES='2', XLA_FLAGS='--xla_backend_optimization_level=0')
 from timm_rs.tpu import compiler as tpu_compiler
-from timm_rs.device import XlaDevice
-from timm_rs.recipe import Recipe
+from timm_rs.device.xla import XlaDevice
+from timm_rs.recipe.knobs import Recipe
 model = dict(resnetrs=dict(model='resnetrs', model_kwargs=dict(layers=(1, 1, 1, 1), width=0.125), opt='sgd', drop=0.2),
              efficientnet=dict(model='test_efficientnet', opt='rmsproptf'))[sys.argv[1]]
 recipe = Recipe(**model, img_size=32, batch_size=4, num_classes=10, warmup_epochs=0, lr=0.1, model_ema=True,

@@ -8,13 +8,8 @@ from torch import nn
 
 from timm_rs.errors import UserError
 from timm_rs.training import checkpoint
-from timm_rs.training.checkpoint import (
-    Checkpoints,
-    load_weights,
-    random_state,
-    read_checkpoint,
-    restore_random_state,
-)
+from timm_rs.training.checkpoint import Checkpoints, load_weights, read_checkpoint
+from timm_rs.training.resume import random_state, restore_random_state
 
 
 def names(folder):

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import timm_rs  # noqa: F401  (registers the models)
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.ema import create_ema
 from timm_rs.training.schedule import create_optimizer, create_schedule, learning_rate
 

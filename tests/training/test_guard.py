@@ -8,11 +8,12 @@ from timm.data import Mixup
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_rs.device import Device, XlaDevice
-from timm_rs.recipe import Recipe
-from timm_rs.training.checkpoint import checkpoint_state
+from timm_rs.device.torch_device import Device
+from timm_rs.device.xla import XlaDevice
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.ema import create_ema
 from timm_rs.training.engine import NonFiniteError, create_loss, train_updates
+from timm_rs.training.resume import checkpoint_state
 from timm_rs.training.schedule import create_optimizer
 from timm_rs.training.state import Place, Training
 

@@ -10,8 +10,9 @@ from conftest import ROOT
 from timm.layers import DropPath
 from timm.models.resnet import Bottleneck
 
-from timm_rs.device import Device
-from timm_rs.recipe import Recipe, read_file
+from timm_rs.device.torch_device import Device
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import read_file
 from timm_rs.training.build import build_model
 from timm_rs.training.engine import create_loss
 

@@ -11,8 +11,8 @@ import torch
 from conftest import EXPECTED
 from torch import nn
 
-from timm_rs.device import Device
-from timm_rs.recipe import Recipe
+from timm_rs.device.torch_device import Device
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.ema import create_ema
 from timm_rs.training.engine import create_loss, train_updates
 from timm_rs.training.runlog import Progress

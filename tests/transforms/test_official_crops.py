@@ -11,7 +11,7 @@ from scipy.stats import ks_2samp
 
 from timm_rs.data.timm_loader import Seeded, as_released
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms import official_crops
 from timm_rs.transforms.create import create_transform, released_randaugment
 from timm_rs.transforms.official_crops import (

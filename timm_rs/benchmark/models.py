@@ -27,7 +27,7 @@ from timm_rs.benchmark.step_process import (
     fit_side_by_side,
     precision_of,
 )
-from timm_rs.device import cpu_emulates_bfloat16
+from timm_rs.device.torch_device import cpu_emulates_bfloat16
 from timm_rs.errors import UserError
 from timm_rs.inference.backends import BACKENDS, is_available
 

@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 
 from timm_rs.benchmark.rows import Cost, cpu_seconds
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.inference.backends import BACKENDS, inference_backends
-from timm_rs.recipe import Recipe, nearest, read_file
+from timm_rs.recipe.knobs import Recipe, nearest
+from timm_rs.recipe.reading import read_file
 from timm_rs.training.build import build_model, create_training
 from timm_rs.training.engine import amp_dtype, train_updates
 from timm_rs.training.faults import is_out_of_memory

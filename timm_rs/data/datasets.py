@@ -16,7 +16,8 @@ from timm_rs.data.minival import MINIVAL, SOURCE_SPLIT, TRAIN_MINIVAL, split_min
 from timm_rs.data.samples import Samples, as_samples
 from timm_rs.data.shards import is_packed, open_shards
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe, flag
+from timm_rs.recipe.command_line import flag
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.create import image_mode
 
 # timm's names of a folder or tar per split, in its order of search

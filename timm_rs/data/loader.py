@@ -18,9 +18,9 @@ from timm_rs.data.sampler import PADDING, EvalBatches, Ticket, TrainBatches
 from timm_rs.data.samples import Samples
 from timm_rs.data.timm_loader import TimmLoader, create_timm_eval_loader, create_timm_train_loader
 from timm_rs.data.workers import end_with, num_cores
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.create import Transform, create_transform
 from timm_rs.transforms.decode import BadImage
 

@@ -11,7 +11,7 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
 
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 
 
 class MaskedMixup:

@@ -9,9 +9,9 @@ from timm.data import FastCollateMixup, create_loader
 
 from timm_rs.data.bad_samples import Problem
 from timm_rs.data.samples import PilDataset, Samples
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.create import Transform, augmentation, create_transform, image_mode, timm_transform
 
 

@@ -32,7 +32,7 @@ from timm_rs.inference.backends import (
 )
 from timm_rs.inference.fold import fold_batch_norm
 from timm_rs.inference.source import Source
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 
 SUFFIXES = {'torch_export': '.pt2', 'onnx': '.onnx', 'openvino': '.xml'}
 PRECISIONS = ('fp32', 'bf16', 'int8')

@@ -14,7 +14,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm_rs.data.bad_samples import Problem
 from timm_rs.data.loader import Loader, create_eval_loader
 from timm_rs.data.samples import Samples
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.inference.backends import Runner, run_torch
 from timm_rs.inference.source import Source

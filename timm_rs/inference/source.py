@@ -8,10 +8,11 @@ from typing import Any
 import timm
 
 from timm_rs.data.class_names import names_of_timm_model
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.publish.folder import CONFIG, read_run
-from timm_rs.recipe import KeyValues, Recipe, nearest
+from timm_rs.recipe.command_line import KeyValues
+from timm_rs.recipe.knobs import Recipe, nearest
 from timm_rs.training.build import build_model
 
 MODEL_HELP = ("a run's folder (its best) or checkpoint, a folder with a config.json, or a name of timm's, with "

@@ -19,12 +19,13 @@ from torch import nn
 import timm_rs
 from timm_rs.data.class_names import read_class_names
 from timm_rs.data.datasets import DIGITS_FOLDER
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.files import CHECKOUT, atomic_folder
 from timm_rs.models.complexity import measure
 from timm_rs.models.resnet_rs import LAYERS, ResNetRS
-from timm_rs.recipe import Recipe, read_file, to_yaml
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import read_file, to_yaml
 from timm_rs.training.build import build_model
 from timm_rs.training.checkpoint import BEST, LAST, SUFFIX, describe, load_weights, read_checkpoint
 

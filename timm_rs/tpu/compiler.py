@@ -24,10 +24,10 @@ from PIL import Image
 
 from timm_rs.data.loader import create_train_loader
 from timm_rs.data.samples import Samples
-from timm_rs.device import XlaDevice
+from timm_rs.device.xla import XlaDevice
 from timm_rs.errors import UserError
 from timm_rs.files import CHECKOUT
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.tpu import compiler_child
 from timm_rs.tpu.chips import GIB, Tpu
 from timm_rs.training.build import build_model, create_training

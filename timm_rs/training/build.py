@@ -12,10 +12,10 @@ from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.models.batch_norm import group_batch_norm
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
 from timm_rs.training.ema import create_ema
 from timm_rs.training.engine import amp_dtype, create_loss

@@ -7,8 +7,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from timm_rs.device import Device
-from timm_rs.recipe import Recipe
+from timm_rs.device.torch_device import Device
+from timm_rs.recipe.knobs import Recipe
 
 
 class Ema(ModelEmaV3):

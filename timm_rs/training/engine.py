@@ -13,10 +13,10 @@ from timm.models import model_parameters
 from timm.utils import dispatch_clip_grad
 from torch import nn
 
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.progress import track
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.guard import DeviceGuard, Guard
 from timm_rs.training.runlog import Progress
 from timm_rs.training.state import Place, Training

@@ -2,9 +2,9 @@
 
 import torch
 
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 
 _MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
            'std::bad_alloc', 'RESOURCE_EXHAUSTED')

@@ -2,7 +2,7 @@
 
 import torch
 
-from timm_rs.device import Device
+from timm_rs.device.torch_device import Device
 from timm_rs.training.state import Place, Training
 
 

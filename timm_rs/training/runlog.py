@@ -15,7 +15,7 @@ from tqdm import tqdm
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write
 from timm_rs.progress import on_terminal
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 
 
 class DataHint:

@@ -11,7 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 
 
 def learning_rate(recipe: Recipe, world_size: int) -> float:

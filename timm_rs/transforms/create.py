@@ -21,7 +21,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomHorizontalFlip, RandomVerticalFlip, Resize
 
 from timm_rs.errors import UserError
-from timm_rs.recipe import Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.decode import Box, Picture, Pixels, open_picture, resize
 from timm_rs.transforms.official_crops import EvalCrop, TrainCrop
 from timm_rs.transforms.official_randaugment import RandAugment

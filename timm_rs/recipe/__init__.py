@@ -1,0 +1,6 @@
+"""What a run is told."""
+
+
+
+
+

@@ -1,0 +1,85 @@
+"""The parser, its options, and which value wins."""
+
+import argparse
+import ast
+from typing import Any, NoReturn
+
+from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
+from timm_rs.recipe.reading import _DEFAULTS, _yaml, check_value, read_file
+
+
+def flag(name: str) -> str:
+    return '--' + name.replace('_', '-')
+
+
+# ---- the command line -------------------------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that names the nearest option and never abbreviates."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        prefix, _, unknown = message.partition('unrecognized arguments: ')
+        if unknown and not prefix:
+            option = unknown.split()[0]
+            known = [name for action in self._actions for name in action.option_strings]
+            message = f'unknown option {option}.{nearest(option.replace("_", "-"), known)}'
+        self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+
+
+class KeyValues(argparse.Action):
+    """`--model-kwargs depth=26 width=0.25` as a dict of Python literals (text where it is none)."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        pairs = {}
+        for pair in values:
+            key, equals, value = pair.partition('=')
+            if not equals:
+                parser.error(f'{option_string} takes key=value pairs, got {pair!r}')
+            try:
+                pairs[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the option --recipe and one option per knob, grouped as in `Recipe`, absent unless given."""
+    parser.add_argument(
+        '--recipe', '--config', '-c', metavar='FILE', help='YAML file with the values of a run (train_recipes/)')
+    group: Any = parser
+    for name, field in FIELDS.items():
+        metadata, (kind, element, _) = field.metadata, value_type(name)
+        if metadata['section']:
+            group = parser.add_argument_group(metadata['section'])
+        default = getattr(_DEFAULTS, name)
+        options: dict[str, Any] = dict(dest=name, default=argparse.SUPPRESS)
+        options['help'] = (metadata['help'] + f' [{_yaml(default)}]').replace('%', '%%')
+        if kind is bool:
+            options['action'] = argparse.BooleanOptionalAction
+        elif kind is dict:
+            options.update(nargs='*', action=KeyValues, metavar='KEY=VALUE')
+        elif kind is list:
+            options.update(nargs=metadata['nargs'] or '+', type=element, metavar='N')
+        else:
+            shown = '|'.join(filter(None, metadata['choices'] or ())) or kind.__name__.upper()
+            options.update(type=kind, metavar=shown)
+        group.add_argument(flag(name), *metadata['flags'], **options)
+
+
+def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
+    """The recipe of a parsed command line and, per knob, where its value came from.
+
+    Later wins: default, then the file of --recipe, then the command line. Sources are 'default', the file's path
+    or 'command line'. Raises `RecipeError` as `read_file` and `check_value` do.
+    """
+    values = read_file(arguments.recipe) if arguments.recipe else {}
+    sources = dict.fromkeys(FIELDS, 'default') | dict.fromkeys(values, str(arguments.recipe))
+    for name in FIELDS:
+        if hasattr(arguments, name):
+            values[name] = check_value(name, getattr(arguments, name), 'command line')
+            sources[name] = 'command line'
+    return Recipe(**values), sources

@@ -1,0 +1,153 @@
+"""Recipes as YAML, in and out, and their values checked.
+
+A recipe is a flat YAML file whose keys are the argument names of timm's `train.py`, so the same file runs there
+(`--config`) and here (`--recipe`). What only our trainer can do sits in one nested block, `timm_rs:`.
+"""
+
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from timm_rs.recipe.knobs import BLOCK, FIELDS, Recipe, RecipeError, nearest, value_type
+
+# ---- values -----------------------------------------------------------------------------------------------------
+
+def check_value(name: str, value: Any, where: str) -> Any:
+    """`value` in the knob's type, or a `RecipeError` that says what is wrong and what to write."""
+    field, (kind, element, optional) = FIELDS[name], value_type(name)
+    if value is None:
+        if optional:
+            return None
+        raise RecipeError(f'{where}: {name} is empty; give it a value or delete the line')
+    if kind is list:
+        if not isinstance(value, (list, tuple)):
+            raise RecipeError(f'{where}: {name} must be a list such as [{_example(element)}], got {value!r}')
+        value = [_scalar(name, element, item, where) for item in value]
+        if field.metadata['nargs'] and len(value) != field.metadata['nargs']:
+            raise RecipeError(f'{where}: {name} needs {field.metadata["nargs"]} values, got {len(value)}')
+        numbers = value
+    else:
+        value = _scalar(name, kind, value, where)
+        numbers = [value]
+    low, high, choices = (field.metadata[key] for key in ('low', 'high', 'choices'))
+    if choices and value not in choices:
+        shown = ', '.join(repr(choice) for choice in choices)
+        raise RecipeError(f'{where}: {name} must be one of {shown}, got {value!r}.{nearest(str(value), choices)}')
+    for number in numbers:
+        if low is not None and number < low or high is not None and number > high:
+            bounds = f'at least {low}' if high is None else f'between {low} and {high}'
+            raise RecipeError(f'{where}: {name} must be {bounds}, got {number}')
+    return value
+
+
+def _scalar(name: str, kind: type | None, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is not None and type(value) is kind:
+        return value
+    hint = ''
+    if kind in (int, float) and isinstance(value, str) and _is_number(value):
+        hint = f'; write {_yaml(float(value))} (YAML 1.1 reads {value} as text: an exponent needs a dot before it)'
+    wanted = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text', dict: 'a mapping'}
+    raise RecipeError(f'{where}: {name} must be {wanted.get(kind or str)}, got {value!r}{hint}')
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _example(element: type | None) -> str:
+    return {int: '1, 2', float: '0.1, 1.0'}.get(element or str, 'a, b')
+
+
+# ---- the file ---------------------------------------------------------------------------------------------------
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice (YAML keeps the last one silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+            if key in seen:
+                raise RecipeError(f'{self.name}:{line}: {key} is written twice (first in line {seen[key]})')
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checked values of a recipe file, flat (the block's keys beside the others).
+
+    Raises:
+        RecipeError: a missing or unreadable file, bad YAML, an unknown, hyphenated, misplaced or repeated key,
+            or a value of the wrong type or out of range; the message names the file, the key and the remedy.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding='utf-8')
+    except FileNotFoundError:
+        beside = sorted(str(other) for other in path.parent.glob('*.yaml'))
+        raise RecipeError(f'recipe {path} does not exist.{nearest(str(path), beside)}') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f'recipe {path} cannot be read: {error}') from None
+    loader = _StrictLoader(text)
+    loader.name = str(path)
+    try:
+        content = loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise RecipeError(f'recipe {path} is not valid YAML: {" ".join(str(error).split())}') from None
+    if not isinstance(content, dict):
+        raise RecipeError(f'recipe {path} holds no "key: value" lines')
+    block = content.pop(BLOCK, None) or {}
+    if not isinstance(block, dict):
+        raise RecipeError(f'{path}: {BLOCK} must be a block of "key: value" lines, got {block!r}')
+    values = {}
+    for keys, in_block in ((content, False), (block, True)):
+        for key, value in keys.items():
+            name = _check_key(str(key), in_block, path)
+            values[name] = check_value(name, value, str(path))
+    return values
+
+
+def _check_key(key: str, in_block: bool, path: Path) -> str:
+    if key in FIELDS and FIELDS[key].metadata['block'] == in_block:
+        return key
+    if key in FIELDS:
+        place = f'inside the block {BLOCK}:' if not in_block else f'at the top level, not inside {BLOCK}:'
+        raise RecipeError(f'{path}: {key} belongs {place}')
+    if '-' in key and key.replace('-', '_') in FIELDS:
+        raise RecipeError(f'{path}: keys are written with underscores: {key.replace("-", "_")}, not {key}')
+    raise RecipeError(f'{path}: unknown key {key}.{nearest(key.replace("-", "_"), FIELDS)}')
+
+
+# ---- back to text -----------------------------------------------------------------------------------------------
+
+def to_yaml(recipe: Recipe, sources: dict[str, str] | None = None) -> str:
+    """All effective values as a recipe file that `read_file` accepts; with `sources`, each line names its origin."""
+    lines, block = [], []
+    for name, field in FIELDS.items():
+        line = f'{name}: {_yaml(getattr(recipe, name))}'
+        if sources:
+            line = f'{line:48}  # {sources[name]}'
+        if field.metadata['block']:
+            block.append(line)
+            continue
+        if field.metadata['section']:
+            lines.append(f'\n# {field.metadata["section"]}')
+        lines.append(line)
+    return '\n'.join(lines).lstrip() + f'\n\n{BLOCK}:\n' + textwrap.indent('\n'.join(block), '  ') + '\n'
+
+
+def _yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix('...\n').strip()
+
+
+_DEFAULTS = Recipe()

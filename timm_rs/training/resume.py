@@ -1,0 +1,205 @@
+"""What a checkpoint holds of a run, and going on from it."""
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.scheduler import PlateauLRScheduler
+from torch import nn
+
+from timm_rs.device.torch_device import Device
+from timm_rs.errors import UserError
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.training.checkpoint import Checkpoints, describe, load_weights, read_checkpoint
+from timm_rs.training.state import Place, Training
+
+
+def random_state() -> dict[str, Any]:
+    """All random states of this process (Python, NumPy, torch CPU and CUDA), as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state(legacy=False)
+    return dict(
+        python=[version, torch.tensor(words), gauss],
+        numpy=[torch.from_numpy(numpy_state['state']['key'].astype(np.int64)), int(numpy_state['state']['pos']),
+               int(numpy_state['has_gauss']), float(numpy_state['gauss'])],
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo to the moment of `random_state()`; CUDA states are restored where the number of GPUs is the same."""
+    version, words, gauss = state['python']
+    random.setstate((version, tuple(words.tolist()), gauss))
+    key, position, has_gauss, cached = state['numpy']
+    np.random.set_state(('MT19937', key.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state['torch'])
+    if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state['cuda'])
+
+
+def checkpoint_state(
+        training: Training, recipe: Recipe, device: Device, place: Place, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a checkpoint holds besides epoch and metric: under timm's key names what timm knows, and what it does not.
+
+    All processes must call it together. `rows` are those of the summary.
+    """
+    device.flush()
+    if training.in_a_row is not None:
+        place.skipped_in_a_row = round(device.to_cpu(training.in_a_row).item())
+    own = dict(random_state=random_state(), unreported=training.unreported.cpu())
+    if device.keeps_replicas:  # batch norm and its average differ from process to process
+        own |= {name: {key: value.cpu() for key, value in model.named_buffers()}
+                for name, model in _models(training).items()}
+    state = dict(
+        arch=recipe.model, version=2, args=dataclasses.asdict(recipe), state_dict=training.model.state_dict(),
+        optimizer=training.optimizer.state_dict(), place=dataclasses.asdict(place), summary=rows,
+        processes=device.gather([own]), global_batch=global_batch(recipe, device))
+    if training.ema is not None:
+        state['state_dict_ema'] = training.ema.module.state_dict()
+    if training.scaler.is_enabled():
+        state['amp_scaler'] = training.scaler.state_dict()
+    if isinstance(training.schedule, PlateauLRScheduler):  # all others follow from the number of updates
+        state['schedule'] = training.schedule.state_dict()
+    return device.to_cpu(state)  # type: ignore[no-any-return]
+
+
+def global_batch(recipe: Recipe, device: Device) -> int:
+    """Images per update, of all processes together."""
+    return recipe.batch_size * recipe.grad_accum_steps * device.num_devices
+
+
+def _models(training: Training) -> dict[str, nn.Module]:
+    return dict(model=training.model) | (dict(ema=training.ema.module) if training.ema is not None else {})
+
+
+def resume(
+        recipe: Recipe, training: Training, checkpoints: Checkpoints, device: Device, updates_per_epoch: int,
+        num_images: int) -> tuple[Place, list[dict[str, Any]] | None]:
+    """Restore the run from `recipe.resume`; returns where to go on, and the summary's rows so far (None: not known).
+
+    With `auto` that is the newest checkpoint of the run that is whole, or the beginning. A checkpoint of another
+    number of processes, or of another batch size, keeps its place in the data. Raises UserError when nothing fits,
+    and when the recipe is not that of the checkpoint, unless `allow_recipe_change`.
+    """
+    path, content = _choose(recipe, checkpoints, device)
+    if path is None:
+        epoch = recipe.start_epoch or 0
+        place = Place(epoch=epoch, update=epoch * updates_per_epoch)
+        _set_schedule(training, place, content)
+        return place, None
+    try:
+        return _restore(path, content, recipe, training, checkpoints, device, updates_per_epoch, num_images)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise UserError(f'{describe(path, content)} cannot be resumed, it may be of another program or version '
+                        f'({type(error).__name__}: {error})') from error
+
+
+def _restore(
+        path: Path, content: dict[str, Any], recipe: Recipe, training: Training, checkpoints: Checkpoints,
+        device: Device, updates_per_epoch: int, num_images: int) -> tuple[Place, list[dict[str, Any]] | None]:
+    source = describe(path, content)
+    if 'optimizer' not in content or 'epoch' not in content:
+        raise UserError(f'checkpoint {path} holds weights only; start from it with --initial-checkpoint')
+    if not (recipe.allow_recipe_change or recipe.no_resume_opt):
+        _check_recipe(recipe, content.get('args') or {}, source)
+    load_weights(training.model, content['state_dict'], source)
+    if training.ema is not None:
+        load_weights(training.ema.module, content.get('state_dict_ema') or content['state_dict'], source)
+    if not recipe.no_resume_opt:
+        try:
+            _load_optimizer(training.optimizer, content['optimizer'])
+        except (ValueError, KeyError) as error:
+            raise UserError(f'the optimizer state in {path} does not fit --opt {recipe.opt} ({error}); '
+                            'resume the weights alone with --no-resume-opt') from error
+        if training.scaler.is_enabled() and 'amp_scaler' in content:
+            training.scaler.load_state_dict(content['amp_scaler'])
+
+    place = Place(**content.get('place') or dict(epoch=content['epoch'] + 1))
+    if recipe.start_epoch is not None:
+        place.start_epoch(recipe.start_epoch)
+    rows = [row for row in content['summary'] if int(row['epoch']) < place.epoch] if 'summary' in content else None
+    before, now = content.get('global_batch'), global_batch(recipe, device)
+    if before != now or recipe.start_epoch is not None:
+        place.update = round((place.epoch + place.images / num_images) * updates_per_epoch)
+    _set_schedule(training, place, content)
+    if path.parent.resolve() == checkpoints.folder.resolve():
+        device.on_primary(lambda: checkpoints.restore(path, content))
+    if device.is_primary:
+        print(f'resuming from {source}')
+        if before not in (None, now):
+            print(f'an update now takes {now} images instead of {before}; the place in the data is kept')
+
+    processes = content.get('processes') or []
+    if len(processes) == device.world_size:  # last, so that nothing draws random numbers between this and training
+        own = processes[device.rank]
+        training.unreported = device.put(own['unreported'])
+        for name, model in _models(training).items():
+            for key, value in model.named_buffers():
+                if key in own.get(name, {}):
+                    value.copy_(own[name][key])
+        restore_random_state(own['random_state'])
+    return place, rows
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue from `state`, with the kernels that were chosen for this device: a GPU's run may go on elsewhere."""
+    groups = [saved | {name: own[name] for name in ('foreach', 'fused', 'capturable') if name in own}
+              for saved, own in zip(state['param_groups'], optimizer.param_groups, strict=True)]
+    optimizer.load_state_dict(dict(state, param_groups=groups))
+
+
+def _set_schedule(training: Training, place: Place, content: dict[str, Any]) -> None:
+    if training.schedule is None:
+        return
+    if 'schedule' in content:
+        training.schedule.load_state_dict(content['schedule'])
+        return
+    if place.epoch:
+        training.schedule.step(place.epoch)
+    if place.update:
+        training.schedule.step_update(place.update)
+
+
+def _choose(recipe: Recipe, checkpoints: Checkpoints, device: Device) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to resume and its content; all processes take the same one."""
+    if recipe.resume != 'auto':
+        path = Path(recipe.resume) if recipe.resume else None
+        return path, read_checkpoint(path) if path else {}
+
+    def newest_whole() -> Path | None:
+        problems = []
+        for path in checkpoints.newest_first():
+            try:
+                read_checkpoint(path)
+            except UserError as error:
+                problems.append(str(error))
+                print(f'{error}; trying the one before')
+                continue
+            return path
+        if problems:
+            raise UserError(f'no checkpoint of the run in {checkpoints.folder} is whole; the newest: {problems[0]}')
+        return None
+    path = device.on_primary(newest_whole)
+    return path, read_checkpoint(path) if path else {}
+
+
+# What may differ between a run and its continuation: it changes where and how, but not what is computed.
+FREE_KEYS = frozenset((
+    'data_dir', 'dataset_download', 'resume', 'no_resume_opt', 'start_epoch', 'allow_recipe_change', 'output',
+    'experiment', 'workers', 'pin_mem', 'device', 'log_interval', 'checkpoint_hist', 'recovery_interval',
+    'checkpoint_interval_minutes', 'max_bad_samples', 'max_nonfinite_steps', 'validation_batch_size', 'batch_size',
+    'grad_accum_steps', 'no_ddp_bb', 'torchcompile', 'torchcompile_mode', 'pretrained', 'pretrained_path',
+    'initial_checkpoint', 'deterministic', 'compile_cache', 'show_xla_metrics'))
+
+
+def _check_recipe(recipe: Recipe, before: dict[str, Any], source: str) -> None:
+    now = dataclasses.asdict(recipe)
+    changed = [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
+               if name in before and name not in FREE_KEYS and before[name] != now[name]]
+    if changed:
+        raise UserError(f'the recipe is not that of {source}: {", ".join(changed)}; give the same values, or insist '
+                        'with --allow-recipe-change')
