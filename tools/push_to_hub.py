@@ -5,9 +5,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from timm_rs.errors import exit_on_user_error
-from timm_rs.publish.folder import CARD, CONFIG, read_run, write_folder
+from timm_rs.publish.folder import CARD, CONFIG, write_folder
 from timm_rs.publish.hub import check_repo_id, local_files, push
 from timm_rs.recipe.command_line import Parser
+from timm_rs.training.trained import read_run
 
 EXAMPLE = """example:
   python tools/push_to_hub.py output/train/NAME --repo-id org/name --dry-run

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from timm_rs.data.bad_samples import BadSamples, problem_of, unlisted
-from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, _create
+from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, open_split
 from timm_rs.data.loader import num_workers
 from timm_rs.data.samples import Samples, as_samples
 from timm_rs.errors import UserError, exit_on_user_error
@@ -67,19 +67,19 @@ def scan(recipe: Recipe, split: str | None, bad: BadSamples | None) -> bool:
 def open_splits(recipe: Recipe, split: str | None) -> list[tuple[str, Samples]]:
     """The samples of `split`; for None of training and validation, or of the data itself where it has no splits."""
     if split:
-        return [(split, open_split(recipe, split))]
+        return [(split, open_samples(recipe, split))]
     recipe = dataclasses.replace(recipe, val_split='')  # lets the data itself be the only split
     wanted = {'train': TRAIN_NAMES, 'validation': VALIDATION_NAMES}
     if recipe.dataset in ('', 'torch/image_folder', 'torch/folder'):
         root = Path(str(recipe.data_dir))
         present = [split for split, names in wanted.items()
                    if any((root / (name + suffix)).exists() for name in names for suffix in ('', '.tar'))]
-        return [(split, open_split(recipe, split)) for split in present or ['train']]
+        return [(split, open_samples(recipe, split)) for split in present or ['train']]
     opened: list[tuple[str, Samples]] = []
     errors: list[UserError] = []
     for split in wanted:
         try:
-            opened.append((split, open_split(recipe, split)))
+            opened.append((split, open_samples(recipe, split)))
         except UserError as error:
             errors.append(error)
     if not opened:
@@ -89,8 +89,8 @@ def open_splits(recipe: Recipe, split: str | None) -> list[tuple[str, Samples]]:
     return opened
 
 
-def open_split(recipe: Recipe, split: str) -> Samples:
-    return as_samples(_create(recipe, split, is_training=False))
+def open_samples(recipe: Recipe, split: str) -> Samples:
+    return as_samples(open_split(recipe, split, is_training=False))
 
 
 def bad_ones(samples: Samples, recipe: Recipe, split: str) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,8 @@ from timm_rs.data.class_names import FILE, in_order, names_of_timm_model, read_c
 from timm_rs.errors import UserError
 from timm_rs.inference.predict import download, find_images, load_images, predict
 from timm_rs.inference.source import Source, open_model
-from timm_rs.publish.folder import CONFIG, read_run, write_folder
+from timm_rs.publish.folder import CONFIG, write_folder
+from timm_rs.training.trained import read_run
 
 
 class BrightestChannel(torch.nn.Module):

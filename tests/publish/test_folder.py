@@ -12,9 +12,11 @@ from timm.data import resolve_model_data_config
 
 from timm_rs.errors import UserError
 from timm_rs.models import PAPER_POINTS
-from timm_rs.publish.folder import Trained, model_card, read_run, stock_name, stock_twin, write_folder
+from timm_rs.publish.card import model_card
+from timm_rs.publish.folder import stock_name, stock_twin, write_folder
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
+from timm_rs.training.trained import Trained, read_run
 
 NAME = 'me/tiny'
 SMALL = dict(layers=(1, 1, 1, 1), width=0.125)

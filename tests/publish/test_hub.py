@@ -13,8 +13,9 @@ from hub_server import READ, WRITE
 
 from timm_rs.errors import UserError
 from timm_rs.publish import hub as hub_module
-from timm_rs.publish.folder import read_run, write_folder
+from timm_rs.publish.folder import write_folder
 from timm_rs.publish.hub import Pushed, digest, pull, push
+from timm_rs.training.trained import read_run
 
 WEIGHTS = os.urandom(200_000)  # what the protocol carries need not be a model
 NAME = 'me/model'

@@ -42,9 +42,9 @@ def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[Any | N
 
     def create(split: str, is_training: bool, **options: Any) -> Any:
         if split not in (MINIVAL, TRAIN_MINIVAL):
-            return _create(recipe, split, is_training, **options)
+            return open_split(recipe, split, is_training, **options)
         if not minival:
-            whole = as_samples(_create(recipe, SOURCE_SPLIT, is_training))
+            whole = as_samples(open_split(recipe, SOURCE_SPLIT, is_training))
             minival.update(zip((MINIVAL, TRAIN_MINIVAL), split_minival(whole), strict=True))
         return minival[split]
 
@@ -74,7 +74,7 @@ def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[Any | N
     return train, validation, num_classes
 
 
-def _create(recipe: Recipe, split: str, is_training: bool, class_map: Any = None) -> Samples | IterableDataset[Any]:
+def open_split(recipe: Recipe, split: str, is_training: bool, class_map: Any = None) -> Samples | IterableDataset[Any]:
     if recipe.data_dir and (shards := _open_shards(recipe, recipe.data_dir, split)):
         return shards
     root, search = recipe.data_dir, True

@@ -10,10 +10,10 @@ import timm
 from timm_rs.data.class_names import names_of_timm_model
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.publish.folder import CONFIG, read_run
 from timm_rs.recipe.command_line import KeyValues
 from timm_rs.recipe.knobs import Recipe, nearest
 from timm_rs.training.build import build_model
+from timm_rs.training.trained import read_run
 
 MODEL_HELP = ("a run's folder (its best) or checkpoint, a folder with a config.json, or a name of timm's, with "
               'tag, hf-hub: or local-dir:')
@@ -55,7 +55,7 @@ def open_model(
         UserError: there is nothing of that kind, it is damaged, or it cannot be built so.
     """
     path = Path(source)
-    if path.is_dir() and (path / CONFIG).is_file():
+    if path.is_dir() and (path / 'config.json').is_file():
         source, path = f'local-dir:{source}', Path()
     elif path.exists():
         if num_classes or model_kwargs:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_folder, atomic_write
 from timm_rs.progress import on_terminal, track
-from timm_rs.publish.folder import CARD, CONFIG, MEASURED, check_output
+from timm_rs.publish.folder import CARD, CONFIG, check_output
+from timm_rs.training.trained import MEASURED
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the second attempt, the third, …
 LONGEST_WAIT = 300.0  # that a server may ask for; the Hub counts requests in windows of five minutes

@@ -1,6 +1,1 @@
 """What a run is told."""
-
-
-
-
-

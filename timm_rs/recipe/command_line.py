@@ -5,7 +5,7 @@ import ast
 from typing import Any, NoReturn
 
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
-from timm_rs.recipe.reading import _DEFAULTS, _yaml, check_value, read_file
+from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, read_file
 
 
 def flag(name: str) -> str:
@@ -55,9 +55,9 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         metadata, (kind, element, _) = field.metadata, value_type(name)
         if metadata['section']:
             group = parser.add_argument_group(metadata['section'])
-        default = getattr(_DEFAULTS, name)
+        default = getattr(DEFAULTS, name)
         options: dict[str, Any] = dict(dest=name, default=argparse.SUPPRESS)
-        options['help'] = (metadata['help'] + f' [{_yaml(default)}]').replace('%', '%%')
+        options['help'] = (metadata['help'] + f' [{as_yaml(default)}]').replace('%', '%%')
         if kind is bool:
             options['action'] = argparse.BooleanOptionalAction
         elif kind is dict:

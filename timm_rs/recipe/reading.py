@@ -50,7 +50,7 @@ def _scalar(name: str, kind: type | None, value: Any, where: str) -> Any:
         return value
     hint = ''
     if kind in (int, float) and isinstance(value, str) and _is_number(value):
-        hint = f'; write {_yaml(float(value))} (YAML 1.1 reads {value} as text: an exponent needs a dot before it)'
+        hint = f'; write {as_yaml(float(value))} (YAML 1.1 reads {value} as text: an exponent needs a dot before it)'
     wanted = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text', dict: 'a mapping'}
     raise RecipeError(f'{where}: {name} must be {wanted.get(kind or str)}, got {value!r}{hint}')
 
@@ -133,7 +133,7 @@ def to_yaml(recipe: Recipe, sources: dict[str, str] | None = None) -> str:
     """All effective values as a recipe file that `read_file` accepts; with `sources`, each line names its origin."""
     lines, block = [], []
     for name, field in FIELDS.items():
-        line = f'{name}: {_yaml(getattr(recipe, name))}'
+        line = f'{name}: {as_yaml(getattr(recipe, name))}'
         if sources:
             line = f'{line:48}  # {sources[name]}'
         if field.metadata['block']:
@@ -145,9 +145,9 @@ def to_yaml(recipe: Recipe, sources: dict[str, str] | None = None) -> str:
     return '\n'.join(lines).lstrip() + f'\n\n{BLOCK}:\n' + textwrap.indent('\n'.join(block), '  ') + '\n'
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix('...\n').strip()
 
 
-_DEFAULTS = Recipe()
+DEFAULTS = Recipe()

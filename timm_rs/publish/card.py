@@ -1,0 +1,167 @@
+"""The model card of a published folder."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from timm.models import model_entrypoint
+
+from timm_rs.data.datasets import DIGITS_FOLDER
+from timm_rs.files import CHECKOUT
+from timm_rs.models.complexity import measure
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import read_file
+from timm_rs.training.trained import Trained
+
+OURS = ('resnetrs', 'efficientnet_rs')
+ORIGIN = (' The network is from "Revisiting ResNets: Improved Training and Scaling Strategies" (Bello et al. 2021, '
+          '[arXiv:2103.07579](https://arxiv.org/abs/2103.07579)).')
+RECIPES = CHECKOUT / 'train_recipes'  # beside the package in a checkout; the card does without them
+# What belongs to the machine that trained, or to where a run began, and not to a recipe for others.
+PRIVATE = ('data_dir', 'output', 'experiment', 'resume', 'initial_checkpoint', 'pretrained_path', 'device',
+           'workers')
+
+
+def package_of(model: Any) -> str:
+    """The package whose entrypoint made `model`: timm, timm_rs or another plugin."""
+    return model_entrypoint(model.pretrained_cfg['architecture']).__module__.partition('.')[0]
+
+
+def public_recipe(recipe: Recipe) -> Recipe:
+    """`recipe` without the paths of the machine it ran on."""
+    public = {key: getattr(Recipe(), key) for key in PRIVATE}
+    return dataclasses.replace(recipe, **public, builtin_data=recipe.builtin_data if _used_builtin(recipe) else '')
+
+
+def dataset_name(recipe: Recipe) -> str:
+    """What the data is called: the dataset's name, or that of its folder."""
+    if recipe.dataset:
+        return recipe.dataset.partition('/')[2] or recipe.dataset
+    return recipe.builtin_data if _used_builtin(recipe) else Path(recipe.data_dir or 'unknown').name
+
+
+def _used_builtin(recipe: Recipe) -> bool:
+    return bool(recipe.builtin_data) and not recipe.dataset and recipe.data_dir in ('', None, str(DIGITS_FOLDER))
+
+
+# ---- the model card ---------------------------------------------------------------------------------------------
+
+def model_card(
+        trained: Trained, repo_id: str, license: str, dataset: str, architecture: str, needs: str | None = None) -> str:
+    """README.md of a model on the Hub: YAML header, what it is, code that works, results, cost, training, limits.
+
+    Args:
+        trained: the model.
+        repo_id: org/name.
+        license: as the Hub spells it, such as apache-2.0.
+        dataset: name of the training data, or its id on the Hub.
+        architecture: the name under which timm finds the network.
+        needs: the package that registers that name, if it is not timm.
+    """
+    recipe = trained.recipe
+    _, height, width = trained.data_config['input_size']
+    size = f'{height} px' if height == width else f'{height} x {width} px'
+    cost = measure(trained.model, (height, width))
+    arguments = ', '.join(f'{key}={value}' for key, value in recipe.model_kwargs.items())
+    averaged = {'ema': 'the exponential moving average of the weights', 'raw': 'the weights as trained'}
+    paper = paper_result(recipe, height) if height == width else None
+    header = _header(trained, repo_id, license, dataset, needs)
+    blocks = [
+        f'---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---',
+        f'# {repo_id.rpartition("/")[2]}',
+        f'`{recipe.model}`{f" ({arguments})" if arguments else ""} of timm_rs, trained on {dataset}: '
+        f'{trained.model.num_classes} classes, {size}.{ORIGIN if recipe.model.startswith(OURS) else ""}',
+        f'timm alone has no such network: the code needs the package {needs}.' if needs else
+        f'timm has this network as `{architecture}`, so timm alone loads it.',
+        f'## Use\n\n```python\n{_snippet(trained, repo_id, needs)}```',
+        f'## Results measured with these weights\n\n{_results(trained, dataset, size)}',
+    ]
+    if paper:
+        blocks.append('## Results of the paper\n\nNot of these weights: what the authors report for this network and '
+                      f'image size on ImageNet, {paper}.')
+    blocks += [
+        '## Cost\n\n'
+        '| parameters (M) | image | multiply-adds (G) | FLOPs of the paper, 2 x multiply-adds (G) | activations (M) |\n'
+        '|---:|---:|---:|---:|---:|\n'
+        f'| {cost.params / 1e6:.3f} | {size} | {cost.macs / 1e9:.3f} | {2 * cost.macs / 1e9:.3f} '
+        f'| {cost.activations / 1e6:.3f} |',
+        '## Training\n\n'
+        f'Published are {averaged[trained.weights]}'
+        + (f' after epoch {trained.epochs} of {recipe.epochs}' if trained.epochs else '')
+        + '. `args.yaml` is the whole recipe'
+        + (', `summary.csv` has a row per epoch' if 'summary.csv' in trained.files else '')
+        + f". With the train.py of timm_rs:\n\n```\npython train.py --recipe args.yaml{_data_arguments(recipe)}\n```",
+        '## Limits\n\n' + '\n'.join(f'- {limit}' for limit in _limits(trained, dataset, size)),
+    ]
+    return '\n\n'.join(blocks) + '\n'
+
+
+def _header(trained: Trained, repo_id: str, license: str, dataset: str, needs: str | None) -> dict[str, Any]:
+    header: dict[str, Any] = dict(
+        tags=['image-classification', 'timm', 'timm_rs'], pipeline_tag='image-classification',
+        library_name=needs or 'timm',  # the Hub shows code of its own for timm, which would fail without the package
+        license=license, datasets=[dataset])
+    if measured := {name: trained.metrics[name] for name in ('top1', 'top5') if name in trained.metrics}:
+        header['model-index'] = [dict(name=repo_id.rpartition('/')[2], results=[dict(
+            task=dict(type='image-classification', name='Image Classification'),
+            dataset=dict(type=dataset, name=dataset, split=trained.recipe.val_split or 'validation'),
+            metrics=[dict(type='accuracy', name=f'Top {name[3:]} Accuracy', value=round(value, 3))
+                     for name, value in measured.items()])])]
+    return header
+
+
+def _snippet(trained: Trained, repo_id: str, needs: str | None) -> str:
+    mode = 'L' if trained.data_config['input_size'][0] == 1 else 'RGB'
+    lines = ['import timm', 'import torch', 'from PIL import Image', '',
+             f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()",
+             'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))',
+             f"image = Image.open('image.jpg').convert('{mode}')",
+             'with torch.inference_mode():',
+             '    probabilities = model(transform(image).unsqueeze(0)).softmax(dim=1)',
+             f'print(probabilities.topk({min(5, trained.model.num_classes)}))']
+    return '\n'.join(([f'import {needs}'] if needs else []) + lines) + '\n'
+
+
+def _results(trained: Trained, dataset: str, size: str) -> str:
+    if not trained.metrics:
+        return 'None: this run had no validation split.'
+    names = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'loss': 'loss'}
+    cells = {names[name]: f'{value:.3f}' for name, value in trained.metrics.items()}
+    split = f'{dataset}, split {trained.recipe.val_split or "validation"}'
+    cells |= {'data': split + (f', {trained.images} images' if trained.images else ''), 'image': size,
+              'crop': f'{trained.data_config["crop_pct"]:g}'}
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (cells, ['---'] * len(cells), cells.values()))
+
+
+def _limits(trained: Trained, dataset: str, size: str) -> list[str]:
+    recipe = trained.recipe
+    limits = [f'Only measured on data like {dataset}, at {size}; nothing is known about other images.']
+    if not recipe.dataset and not trained.class_names:
+        limits.append('The names of the classes are not in the weights: class i is folder i of the training data, in '
+                      'natural order.')
+    if trained.metrics:
+        limits.append('The checkpoint was chosen by the same validation split that the results are from, so they '
+                      'flatter it a little.')
+    if trained.epochs and trained.epochs < recipe.epochs:
+        limits.append(f'From epoch {trained.epochs} of the {recipe.epochs} that its schedule planned.')
+    if recipe.preprocessing == 'tf':
+        limits.append("Measured with TensorFlow's crop and resize (`preprocessing: tf`); timm's transform of the code "
+                      'above is its nearest, not the same pixels.')
+    return limits
+
+
+def _data_arguments(recipe: Recipe) -> str:
+    return '' if _used_builtin(recipe) else ' --data-dir YOUR_DATA'
+
+
+def paper_result(recipe: Recipe, img_size: int) -> str | None:
+    """'82.8 % top-1 (paper, Table 7, …)' where the run's network and image size are a point of the paper."""
+    for path in sorted(RECIPES.glob('*.yaml')):
+        values = read_file(path)
+        same = (values.get('model'), values.get('img_size')) == (recipe.model.partition('.')[0], img_size)
+        expected = re.search(r'^# Expected: +(.* \(paper,[^;)]*)', path.read_text(encoding='utf-8'), re.MULTILINE)
+        if same and expected and not recipe.model_kwargs and not values.get('model_kwargs'):
+            return expected[1] + ')'
+    return None
