@@ -13,7 +13,7 @@ import torch
 from hub_server import WRITE, HubServer
 from PIL import Image
 
-import timm_rs.publish.hub
+import timm_rs.publish.network
 import train
 from timm_rs.errors import exit_on_user_error
 
@@ -105,7 +105,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     for name, value in dict(HF_TOKEN=WRITE, NO_PROXY='127.0.0.1,localhost',
                             SSL_CERT_DIR=str(tmp_path / 'certificates')).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(timm_rs.publish.hub, 'WAITS', (0.01,) * 3)
+    monkeypatch.setattr(timm_rs.publish.network, 'WAITS', (0.01,) * 3)
     close_session()
     yield server
     close_session()

@@ -45,6 +45,18 @@ def test_a_room_imports_only_rooms_below(path):
             assert ROWS[other] < ROWS[room], f'{name} (row {ROWS[room]}) imports {other} (row {ROWS[other]})'
 
 
+def test_no_file_is_longer_than_350_lines():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def test_no_private_name_is_imported_from_another_file():
+    for path in [*MODULES, ROOT / 'train.py']:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('timm_rs'):
+                assert not [name.name for name in node.names if name.name.startswith('_')], path.relative_to(ROOT)
+
+
 def test_models_import_nothing_of_ours():
     for path in (ROOT / 'timm_rs/models').glob('*.py'):
         assert set(imports(path)) <= {'models'}, path.name
@@ -53,7 +65,7 @@ def test_models_import_nothing_of_ours():
 def test_every_file_stands_on_the_page():
     for path in MODULES:
         if path.parent.name != 'tools' and path.name != '__init__.py':
-            assert re.search(rf'(^|\s){re.escape(path.name)}(\s|$)', PAGE, re.M), path.relative_to(ROOT)
+            assert re.search(rf'(^|\s|/){re.escape(path.name)}(\s|$)', PAGE, re.M), path.relative_to(ROOT)
 
 
 def test_tests_are_where_what_they_test_is():

@@ -53,7 +53,8 @@ from timm_rs.benchmark.step_process import PARTS, check_model
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_train_loader, num_workers
 from timm_rs.data.samples import Samples, Subset, as_samples
-from timm_rs.data.shards import open_shards, pack
+from timm_rs.data.shards.packing import pack
+from timm_rs.data.shards.reading import open_shards
 from timm_rs.data.workers import num_cores
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error

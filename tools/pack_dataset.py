@@ -9,7 +9,7 @@ from pathlib import Path
 
 from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, create_datasets
 from timm_rs.data.samples import Samples, as_samples
-from timm_rs.data.shards import pack, verify
+from timm_rs.data.shards.packing import pack, verify
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe.command_line import Parser

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Fetch a model from the Hugging Face Hub into a folder, and check every file against the Hub's digests."""
 from timm_rs.errors import exit_on_user_error
-from timm_rs.publish.hub import pull
+from timm_rs.publish.pull import pull
 from timm_rs.recipe.command_line import Parser
 
 EXAMPLE = """example:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from timm_rs.errors import exit_on_user_error
 from timm_rs.publish.folder import CARD, CONFIG, write_folder
-from timm_rs.publish.hub import check_repo_id, local_files, push
+from timm_rs.publish.push import push
+from timm_rs.publish.repository import check_repo_id, local_files
 from timm_rs.recipe.command_line import Parser
 from timm_rs.training.trained import read_run
 

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
 from timm_rs.data.samples import TimmSamples
-from timm_rs.data.shards import pack
+from timm_rs.data.shards.packing import pack
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser

@@ -19,7 +19,7 @@ from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_eval_loader, create_train_loader
 from timm_rs.data.sampler import PADDING, EvalBatches, TrainBatches
 from timm_rs.data.samples import PilDataset, Samples
-from timm_rs.data.shards import pack
+from timm_rs.data.shards.packing import pack
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.create import RandomResizedCrop, Transform, create_transform, seeded

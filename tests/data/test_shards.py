@@ -17,9 +17,12 @@ from conftest import write_images
 from PIL import Image
 from timm.data import create_dataset
 
-from timm_rs.data import shards
 from timm_rs.data.samples import Samples, Subset, TimmSamples
-from timm_rs.data.shards import encode, is_packed, open_shards, pack, verify
+from timm_rs.data.shards import index as index_module
+from timm_rs.data.shards import packing as packing_module
+from timm_rs.data.shards import reading as reading_module
+from timm_rs.data.shards.packing import encode, pack, verify
+from timm_rs.data.shards.reading import is_packed, open_shards
 from timm_rs.errors import UserError
 
 
@@ -157,7 +160,7 @@ def test_samples_survive_fork_and_pickling(packed):
 
 @pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='counts open files as Linux shows them')
 def test_more_shards_than_files_may_be_open(packed, monkeypatch):
-    monkeypatch.setattr(shards, 'OPEN_SHARDS', 1)
+    monkeypatch.setattr(reading_module, 'OPEN_SHARDS', 1)
     samples = open_shards(packed[0], 'train')
     before = len(os.listdir('/proc/self/fd'))
     for index in samples.epoch_order(np.random.default_rng(0)):
@@ -240,10 +243,10 @@ def test_labels_that_are_not_one_number_are_refused(tmp_path):
 
 # Order --------------------------------------------------------------------------------------------------------------
 
-def made_up(counts, buffer=shards.SHUFFLE_BUFFER):
+def made_up(counts, buffer=reading_module.SHUFFLE_BUFFER):
     """Samples that are only an index."""
     total, zeros = sum(counts), np.zeros(len(counts), int)
-    return shards.ShardSamples(Path(), shards.Index(
+    return reading_module.ShardSamples(Path(), index_module.Index(
         np.array([f'{number}.tar' for number in range(len(counts))]), zeros, zeros, np.array(counts), zeros,
         *np.zeros((4, total), int), np.zeros(0, np.uint8)), buffer=buffer)
 
@@ -375,7 +378,7 @@ def test_foreign_shards_are_not_overwritten(tmp_path):
 
 
 def test_two_processes_do_not_pack_into_one_folder(tmp_path):
-    with shards._one_packer(tmp_path), multiprocessing.get_context('fork').Pool(1) as pool, pytest.raises(
+    with packing_module._one_packer(tmp_path), multiprocessing.get_context('fork').Pool(1) as pool, pytest.raises(
             UserError, match='another process is packing'):
         pool.apply(pack, (photos(8), tmp_path, 'train'))
     pack(photos(8), tmp_path, 'train')
@@ -409,7 +412,7 @@ def test_workers_end_with_a_killed_packer_and_do_not_hold_the_folder(tmp_path):
     process.join()
     workers = [int(path.name) for path in slow.folder.iterdir()]
     assert workers and process.pid not in workers
-    with shards._one_packer(tmp_path / 'packed'):  # free at once
+    with packing_module._one_packer(tmp_path / 'packed'):  # free at once
         pass
     deadline = time.monotonic() + 20
     while any(map(is_running, workers)) and time.monotonic() < deadline:
@@ -418,13 +421,13 @@ def test_workers_end_with_a_killed_packer_and_do_not_hold_the_folder(tmp_path):
 
 
 def test_a_full_disk_is_one_message_and_finished_shards_stay(tmp_path, monkeypatch):
-    write = shards._TarWriter.add
+    write = packing_module._TarWriter.add
 
     def full(self, name, content):
         if 'train-000001' in self.file.name:
             raise OSError(28, 'No space left on device')
         return write(self, name, content)
-    monkeypatch.setattr(shards._TarWriter, 'add', full)
+    monkeypatch.setattr(packing_module._TarWriter, 'add', full)
     with pytest.raises(UserError, match='No space left on device; shards that are finished stay'):
         pack(photos(20), tmp_path, 'train', num_shards=2)
     assert sorted(files(tmp_path)) == ['train-000000.tar', 'train-manifest.json']
@@ -490,14 +493,14 @@ def test_index_that_is_lost_is_made_again_from_the_shards(tmp_path, damage):
     if damage == 'missing':
         path.unlink()
     elif damage == 'inconsistent':
-        shards._save_index(path, samples.index._replace(offsets=samples.index.offsets[1:]))
+        index_module.save_index(path, samples.index._replace(offsets=samples.index.offsets[1:]))
     else:
         path.write_bytes(b'' if damage == 'empty' else path.read_bytes()[:-100])
     again = open_shards(tmp_path, 'train')
     for column, expected in zip(again.index, samples.index, strict=True):
         np.testing.assert_array_equal(column, expected)
     assert stems(again) == stems(samples) and stems(samples)[0].endswith('.x')
-    assert shards._load_index(path) is not None
+    assert index_module.load_index(path) is not None
 
 
 def test_a_manifest_of_something_else_is_named(tmp_path):
@@ -567,8 +570,8 @@ def test_samples_without_image_or_label_are_skipped_and_counted(tmp_path):
 def test_the_index_of_foreign_shards_is_kept_until_a_shard_changes(tmp_path, monkeypatch):
     foreign(tmp_path)
     scans = []
-    scan = shards._scan
-    monkeypatch.setattr(shards, '_scan', lambda *args: scans.append(args[1]) or scan(*args))
+    scan = index_module.scan_shard
+    monkeypatch.setattr(index_module, 'scan_shard', lambda *args: scans.append(args[1]) or scan(*args))
     for _ in range(2):
         assert len(open_shards(tmp_path, 'train')) == 6
     assert scans == ['toy-00.tar', 'toy-01.tar']
@@ -585,7 +588,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_each_time(tmp_path, monkeypa
 
     def refuse(path, *args, **kwargs):
         raise PermissionError(13, 'Permission denied', str(path))
-    monkeypatch.setattr(shards, 'atomic_write', refuse)  # as root, all folders can be written
+    monkeypatch.setattr(index_module, 'atomic_write', refuse)  # as root, all folders can be written
     assert len(open_shards(tmp_path, 'train')) == 6
     assert not list(tmp_path.glob('*.npz')) and not list(tmp_path.glob('.*'))
 
@@ -618,8 +621,8 @@ def test_a_million_samples_open_and_shuffle_in_seconds(tmp_path):
     lengths = np.full(len(samples), 15)
     index = samples.index._replace(name_lengths=lengths, names=np.full(lengths.sum(), ord('n'), np.uint8))
     start = time.perf_counter()
-    shards._save_index(tmp_path / 'index.npz', index)
-    loaded = shards._load_index(tmp_path / 'index.npz')
+    index_module.save_index(tmp_path / 'index.npz', index)
+    loaded = index_module.load_index(tmp_path / 'index.npz')
     order = samples.epoch_order(np.random.default_rng(0))
     assert time.perf_counter() - start < 10  # about one, on a machine that does nothing else
     assert len(order) == len(loaded.offsets) == 8192 * count > 1.28e6

@@ -12,9 +12,11 @@ from conftest import write_images
 from hub_server import READ, WRITE
 
 from timm_rs.errors import UserError
-from timm_rs.publish import hub as hub_module
+from timm_rs.publish import network
 from timm_rs.publish.folder import write_folder
-from timm_rs.publish.hub import Pushed, digest, pull, push
+from timm_rs.publish.pull import pull
+from timm_rs.publish.push import Pushed, push
+from timm_rs.publish.repository import digest
 from timm_rs.training.trained import read_run
 
 WEIGHTS = os.urandom(200_000)  # what the protocol carries need not be a model
@@ -173,7 +175,7 @@ def test_faults_that_stay_end_in_one_line(hub, folder):
     hub.fail('GET /api/models', 503, times=99)
     assert error_of(push, folder, NAME) == (
         'the Hub answers 503 (Service Unavailable), again and again: try later')
-    assert len(hub.asked('GET /api/models')) == len(hub_module.WAITS) + 1
+    assert len(hub.asked('GET /api/models')) == len(network.WAITS) + 1
 
 
 def test_hub_that_does_not_answer_is_one_line(hub, folder):
@@ -354,7 +356,7 @@ def test_broken_transfer_goes_on_where_it_stopped(hub, published, tmp_path, caps
 
 
 def test_next_pull_goes_on_where_the_last_one_gave_up(hub, published, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub_module, 'WAITS', ())
+    monkeypatch.setattr(network, 'WAITS', ())
     hub.fail('GET /cdn', cut_after=70_000)
     assert 'what has arrived is kept' in error_of(pull, NAME, tmp_path / 'got')
     assert not (tmp_path / 'got').exists()

@@ -5,7 +5,7 @@ import pytest
 from conftest import failure, load_tool
 from PIL import Image
 
-from timm_rs.data.shards import open_shards
+from timm_rs.data.shards.reading import open_shards
 
 
 @pytest.fixture(scope='module')

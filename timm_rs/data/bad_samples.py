@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
 from timm_rs.data.samples import Samples, Subset, TimmSamples
-from timm_rs.data.shards import ShardSamples
+from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write
 from timm_rs.transforms.decode import BadImage, open_picture

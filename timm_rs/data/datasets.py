@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from timm_rs.data.bad_samples import why_unreadable
 from timm_rs.data.minival import MINIVAL, SOURCE_SPLIT, TRAIN_MINIVAL, split_minival
 from timm_rs.data.samples import Samples, as_samples
-from timm_rs.data.shards import is_packed, open_shards
+from timm_rs.data.shards.reading import is_packed, open_shards
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import flag
 from timm_rs.recipe.knobs import Recipe

@@ -46,8 +46,6 @@ def _used_builtin(recipe: Recipe) -> bool:
     return bool(recipe.builtin_data) and not recipe.dataset and recipe.data_dir in ('', None, str(DIGITS_FOLDER))
 
 
-# ---- the model card ---------------------------------------------------------------------------------------------
-
 def model_card(
         trained: Trained, repo_id: str, license: str, dataset: str, architecture: str, needs: str | None = None) -> str:
     """README.md of a model on the Hub: YAML header, what it is, code that works, results, cost, training, limits.

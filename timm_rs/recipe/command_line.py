@@ -12,8 +12,6 @@ def flag(name: str) -> str:
     return '--' + name.replace('_', '-')
 
 
-# ---- the command line -------------------------------------------------------------------------------------------
-
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that names the nearest option and never abbreviates."""
 

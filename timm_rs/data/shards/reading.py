@@ -1,0 +1,208 @@
+"""Packed samples, at any index."""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timm_rs.data.samples import Order, Samples
+from timm_rs.data.shards.index import COMPRESSED, IMAGE_KEYS, Index, NotOneNumber, cached_index, index_path, stat_of
+from timm_rs.errors import UserError
+
+SHUFFLE_BUFFER = 4096  # samples
+OPEN_SHARDS = 32  # files kept open per process
+_NOT_A_FILE = re.compile(r'pipe:|[A-Za-z][A-Za-z0-9+.-]*:/|.*::|-$')
+
+
+class ShardSamples(Samples):
+    """The samples of local shards in `root`, in the order of the shards.
+
+    `packed`: the shards were made by `pack`, whose keys keep the dots of the original names as `%2E`. `skipped` counts
+    samples that are in the shards but have no image or no usable label.
+    """
+
+    def __init__(self, root: Path, index: Index, classes: dict[Any, int] | None = None, packed: bool = False,
+                 buffer: int = SHUFFLE_BUFFER):
+        self.root, self.index, self.classes, self.packed, self.buffer = root, index, classes or {}, packed, buffer
+        self.skipped = int(index.skipped.sum())
+        self._ends = np.cumsum(index.counts)
+        self._name_ends = np.cumsum(index.name_lengths)
+        self._open = functools.lru_cache(OPEN_SHARDS)(_OpenFile)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != '_open'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _open=functools.lru_cache(OPEN_SHARDS)(_OpenFile))
+
+    def __len__(self) -> int:
+        return len(self.index.offsets)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The encoded image and its label. Raises OSError where the shard is gone or ends early."""
+        length = int(self.index.lengths[index])
+        file = self._open(self.root / self._shard(index))
+        content = os.pread(file.descriptor, length, int(self.index.offsets[index]))
+        if len(content) != length:
+            raise OSError(f'{self.name(index)}: the shard ends after {len(content)} of the image\'s {length} bytes')
+        return content, int(self.index.targets[index])
+
+    def name(self, index: int) -> str:
+        """SHARD/KEY.jpg, where the last part is what the original file was called if `pack` wrote the shard."""
+        end = int(self._name_ends[index])
+        start = end - int(self.index.name_lengths[index])
+        name = self.index.names[start:end].tobytes().decode(errors='surrogateescape')
+        return f'{self._shard(index)}/{_unquote(name) if self.packed else name}'
+
+    def targets(self) -> list[int]:
+        return self.index.targets.tolist()
+
+    def epoch_order(self, rng: np.random.Generator) -> Order:
+        """Shards shuffled, their samples in sequence, then mixed within `buffer`: reading stays near sequential.
+
+        Every sample lands less than `buffer` places from where the sequence of shards has it.
+        """
+        shards = rng.permutation(len(self._ends))
+        starts = self._ends - self.index.counts
+        order = np.concatenate([np.arange(starts[shard], self._ends[shard]) for shard in shards])
+        # A sample's place plus less than `buffer` is its sorting key, so it only passes samples that near to it.
+        return order[np.argsort(np.arange(len(order)) + rng.uniform(0, self.buffer, len(order)), kind='stable')]
+
+    def _shard(self, index: int) -> str:
+        return str(self.index.shards[np.searchsorted(self._ends, index, 'right')])
+
+
+class _OpenFile:
+    """A descriptor, closed with its last reference. `os.pread` has no position that forked processes would share."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+def is_packed(root: str | Path) -> bool:
+    """Whether `pack` has written into the folder."""
+    return any(Path(root).glob('*-manifest.json'))
+
+
+def open_shards(root: str | Path, split: str, input_key: str | None = None, target_key: str | None = None
+                ) -> ShardSamples | None:
+    """The samples of a split, or None for what only a stream can read (remote, piped or compressed shards, labels
+    that are more than one number).
+
+    `split` is a name in the manifest of `pack` or in `_info.json`, or a pattern such as `name-{0000..0009}.tar`, as in
+    timm, with its `input_key` and `target_key`. The headers of shards without a manifest are read once, and the result
+    kept in `root` when that is writable. Raises UserError for shards that are missing, damaged, or not those of the
+    manifest.
+    """
+    root = Path(root)
+    if _NOT_A_FILE.match(str(root)) or (target_key and ',' in target_key):
+        return None
+    if manifest_path(root, split).exists():
+        return _open_packed(root, split)
+    shards, label_key = _listed_shards(root, split)
+    if any(_NOT_A_FILE.match(shard) or shard.endswith(COMPRESSED) for shard in shards):
+        return None
+    image_keys = input_key.split(';') if input_key else IMAGE_KEYS.split(';')
+    label_key = target_key or label_key
+    identity = json.dumps([shards, image_keys, label_key]).encode()
+    try:
+        index = cached_index(root, root / f'.index-{hashlib.sha256(identity).hexdigest()[:12]}.npz',
+                              shards, image_keys, label_key)
+    except NotOneNumber:
+        return None
+    if not index.counts.sum():
+        label = f'the key {label_key} in .json' if label_key else '.cls with digits'
+        raise UserError(f'no sample of {root}, split {split}, has both an image (.{", .".join(image_keys)}) and a '
+                        f'label ({label})')
+    return ShardSamples(root, index)
+
+
+def _open_packed(root: Path, split: str) -> ShardSamples:
+    manifest = read_manifest(root, split)
+    missing = manifest['settings']['num_shards'] - len(manifest['shards'])
+    if missing:
+        raise UserError(f'{root}: packing of {split} is not finished, {missing} shards are missing; '
+                        'run the same tools/pack_dataset.py again to continue')
+    for shard, entry in manifest['shards'].items():
+        _check_size(root / shard, entry['bytes'])
+    index = cached_index(root, index_path(root, split), list(manifest['shards']), IMAGE_KEYS.split(';'), '',
+                          by_time=False)  # a copied pack is as good, and its sizes are those of the manifest
+    return ShardSamples(root, index, manifest['classes'], packed=True)
+
+
+def _check_size(path: Path, expected: int) -> None:
+    size = stat_of(path).st_size
+    if size != expected:
+        raise UserError(f'shard {path} has {size:,} bytes, but {expected:,} by its manifest; '
+                        'copy it again, or remove it and run the same tools/pack_dataset.py again')
+
+
+def _listed_shards(root: Path, split: str) -> tuple[list[str], str]:
+    """File names, and the label's key in .json (empty for .cls), by timm's rules."""
+    if 'tar' in split or '..' in split:
+        pattern = split.partition('|')[0]  # after it comes a count, which timm needs and we know
+        if _NOT_A_FILE.match(pattern):
+            return [pattern], ''
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError:
+            raise UserError(f'split {split} needs the package webdataset: pip install webdataset') from None
+        return list(expand_urls(pattern)), ''
+    info = read_info(root)
+    splits = info.get('splits', {})
+    if split not in splits:
+        known = sorted({*splits, *packed_splits(root)})
+        raise UserError(f'{root} has no split {split}: ' + (f'there is {", ".join(known)}' if known else (
+            'it has no _info.json that lists splits; name the shards, as in shards-{0000..0009}.tar')))
+    return list(splits[split]['filenames']), splits[split].get('alt_label', '')
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    path = next((root / name for name in ('_info.json', 'info.json') if (root / name).exists()), None)
+    return _read_json(path) if path else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read: {error}') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path} is not a JSON object')
+    return content
+
+
+def keys_of(samples: Samples) -> list[str]:
+    """The key of each sample: its file's name, behind its number where names repeat."""
+    stems = [os.path.splitext(os.path.basename(samples.name(index)))[0] for index in range(len(samples))]
+    keys = [stem.replace('%', '%25').replace('.', '%2E') for stem in stems]  # a key ends at its first dot
+    if len(set(keys)) == len(keys):
+        return keys
+    return [f'{number:07}/{key}' for number, key in enumerate(keys)]
+
+
+def _unquote(name: str) -> str:
+    return name.replace('%2E', '.').replace('%25', '%')
+
+
+def manifest_path(root: Path, split: str) -> Path:
+    return root / f'{split}-manifest.json'
+
+
+def packed_splits(root: Path) -> list[str]:
+    return sorted(path.name.removesuffix('-manifest.json') for path in root.glob('*-manifest.json'))
+
+
+def read_manifest(root: Path, split: str) -> dict[str, Any]:
+    path = manifest_path(root, split)
+    manifest = _read_json(path)
+    if not {'settings', 'classes', 'shards'} <= manifest.keys():
+        raise UserError(f'{path} is not a manifest of tools/pack_dataset.py')
+    return manifest
