@@ -7,7 +7,7 @@ import pytest
 import timm
 
 from timm_rs.benchmark import models as model_speed
-from timm_rs.benchmark import step_process
+from timm_rs.benchmark import worker
 from timm_rs.benchmark.models import (
     BOTH_TABLES,
     FIGURE_5,
@@ -92,7 +92,7 @@ def test_on_a_gpu_a_group_shares_a_worker_and_what_fitted_goes_on(monkeypatch, s
 
         def __exit__(self, *error):
             pass
-    for module in (model_speed, step_process):
+    for module in (model_speed, worker):
         monkeypatch.setattr(module, 'StepProcess', Process)
     monkeypatch.setattr(model_speed, 'Worker', lambda: contextlib.nullcontext('the worker'))
     protocol = dataclasses.replace(PROTOCOL, search=search, device=device)

@@ -16,17 +16,8 @@ from typing import Any
 import torch
 
 from timm_rs.benchmark.rows import Cost, provenance, ratios, spread, take_turns
-from timm_rs.benchmark.step_process import (
-    Candidate,
-    DoesNotFit,
-    StepProcess,
-    Worker,
-    check_model,
-    check_setup,
-    fit,
-    fit_side_by_side,
-    precision_of,
-)
+from timm_rs.benchmark.step_process import Candidate, DoesNotFit, check_model, check_setup, precision_of
+from timm_rs.benchmark.worker import StepProcess, Worker, fit, fit_side_by_side
 from timm_rs.device.torch_device import cpu_emulates_bfloat16
 from timm_rs.errors import UserError
 from timm_rs.inference.backends import BACKENDS, is_available
