@@ -11,7 +11,7 @@ from timm.models import model_entrypoint
 from timm_rs.data.datasets import DIGITS_FOLDER
 from timm_rs.files import CHECKOUT
 from timm_rs.models.complexity import measure
-from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.training.trained import Trained
 
@@ -19,9 +19,6 @@ OURS = ('resnetrs', 'efficientnet_rs')
 ORIGIN = (' The network is from "Revisiting ResNets: Improved Training and Scaling Strategies" (Bello et al. 2021, '
           '[arXiv:2103.07579](https://arxiv.org/abs/2103.07579)).')
 RECIPES = CHECKOUT / 'train_recipes'  # beside the package in a checkout; the card does without them
-# What belongs to the machine that trained, or to where a run began, and not to a recipe for others.
-PRIVATE = ('data_dir', 'output', 'experiment', 'resume', 'initial_checkpoint', 'pretrained_path', 'device',
-           'workers')
 
 
 def package_of(model: Any) -> str:
@@ -31,7 +28,7 @@ def package_of(model: Any) -> str:
 
 def public_recipe(recipe: Recipe) -> Recipe:
     """`recipe` without the paths of the machine it ran on."""
-    public = {key: getattr(Recipe(), key) for key in PRIVATE}
+    public = {name: getattr(Recipe(), name) for name, field in FIELDS.items() if field.metadata['private']}
     return dataclasses.replace(recipe, **public, builtin_data=recipe.builtin_data if _used_builtin(recipe) else '')
 
 

@@ -30,10 +30,17 @@ def knob(
         high: float | None = None,
         block: bool = False,
         flags: tuple[str, ...] = (),
+        free: bool = False,
+        private: bool = False,
 ) -> Any:
-    """Declare one field of `Recipe`; `section` starts a new group, `block` places it in the `timm_rs:` block."""
+    """Declare one field of `Recipe`; `section` starts a new group, `block` places it in the `timm_rs:` block.
+
+    A `free` one may differ when a run continues, because it changes where and how, but not what is computed. A
+    `private` one belongs to the machine that trained, or to where a run began, and is never published.
+    """
     metadata = dict(
-        help=help, section=section, choices=choices, nargs=nargs, low=low, high=high, block=block, flags=flags)
+        help=help, section=section, choices=choices, nargs=nargs, low=low, high=high, block=block, flags=flags,
+        free=free, private=private)
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -44,26 +51,30 @@ class Recipe:
     """The values of one run. Names, types and defaults of all keys outside the block are timm's `train.py`'s."""
 
     data_dir: str | None = knob(
-        None, 'dataset root; for image folders it holds train/ and validation/ (or val/)', section='Data')
+        None, 'dataset root; for image folders it holds train/ and validation/ (or val/)', section='Data',
+        free=True, private=True)
     dataset: str = knob('', 'timm dataset name: empty for a folder or tar, or hfds/…, hfids/…, tfds/…, wds/…, torch/…')
     train_split: str = knob('train', 'training split; train-minival: all of it but minival')
     val_split: str = knob(
         'validation', 'validation split; empty to train without; minival: a fixed 2 % of the training split')
     train_num_samples: int | None = knob(None, 'samples in the training split, for streamed datasets', low=1)
     val_num_samples: int | None = knob(None, 'samples in the validation split, for streamed datasets', low=1)
-    dataset_download: bool = knob(False, 'let torch/ and tfds/ datasets download themselves')
-    class_map: str = knob('', 'file that maps class names to indices')
+    dataset_download: bool = knob(False, 'let torch/ and tfds/ datasets download themselves', free=True)
+    class_map: str = knob('', 'file that maps class names to indices', private=True)
     input_img_mode: str | None = knob(None, 'PIL mode images are converted to (RGB, or L for one channel)')
     input_key: str | None = knob(None, 'dataset key of the image')
     target_key: str | None = knob(None, 'dataset key of the label')
     dataset_trust_remote_code: bool = knob(False, 'let a Hugging Face dataset run its own code')
 
     model: str = knob('resnet50', 'any timm model; ours are resnetrs_* and efficientnet_rs_*', section='Model')
-    pretrained: bool = knob(False, 'start from the published weights of the model')
-    pretrained_path: str | None = knob(None, 'load this file as if it were the published weights (head adapted)')
-    initial_checkpoint: str = knob('', 'start from these weights (same architecture and classes)')
-    resume: str = knob('', 'continue from a checkpoint with optimizer and schedule: a path, or auto')
-    no_resume_opt: bool = knob(False, 'resume the weights only, with a fresh optimizer')
+    pretrained: bool = knob(False, 'start from the published weights of the model', free=True)
+    pretrained_path: str | None = knob(
+        None, 'load this file as if it were the published weights (head adapted)', free=True, private=True)
+    initial_checkpoint: str = knob(
+        '', 'start from these weights (same architecture and classes)', free=True, private=True)
+    resume: str = knob(
+        '', 'continue from a checkpoint with optimizer and schedule: a path, or auto', free=True, private=True)
+    no_resume_opt: bool = knob(False, 'resume the weights only, with a fresh optimizer', free=True)
     num_classes: int | None = knob(None, 'classes; when unset, as many as the dataset has', low=1)
     gp: str | None = knob(None, 'global pooling', choices=('fast', 'avg', 'max', 'avgmax', 'catavgmax'))
     img_size: int | None = knob(None, 'square image size in pixels; when unset, the model\'s own', low=1)
@@ -73,23 +84,24 @@ class Recipe:
     mean: list[float] | None = knob(None, 'mean for normalisation, per channel in 0..1')
     std: list[float] | None = knob(None, 'standard deviation for normalisation, per channel in 0..1')
     interpolation: str = knob('', 'resize filter for evaluation; when empty, the model\'s own')
-    batch_size: int = knob(128, 'images per device and step', low=1, flags=('-b',))
-    validation_batch_size: int | None = knob(None, 'images per evaluation batch', low=1, flags=('-vb',))
+    batch_size: int = knob(128, 'images per device and step', low=1, flags=('-b',), free=True)
+    validation_batch_size: int | None = knob(None, 'images per evaluation batch', low=1, flags=('-vb',), free=True)
     channels_last: bool = knob(False, 'NHWC memory layout')
-    grad_accum_steps: int = knob(1, 'batches per optimizer update', low=1)
+    grad_accum_steps: int = knob(1, 'batches per optimizer update', low=1, free=True)
     grad_checkpointing: bool = knob(False, 'recompute activations in the backward pass to save memory')
     fast_norm: bool = knob(False, 'let timm\'s norm layers run in low precision')
     model_kwargs: dict[str, Any] = knob({}, 'further arguments of the model, e.g. depth=26 width=0.25')
     head_init_scale: float | None = knob(None, 'scale the initial classifier weights')
     head_init_bias: float | None = knob(None, 'initial classifier bias')
-    torchcompile: str | None = knob(None, 'compile the model with this torch.compile backend, e.g. inductor')
-    torchcompile_mode: str | None = knob(None, 'torch.compile mode')
+    torchcompile: str | None = knob(None, 'compile the model with this torch.compile backend, e.g. inductor', free=True)
+    torchcompile_mode: str | None = knob(None, 'torch.compile mode', free=True)
 
     device: str = knob(
-        'cuda', 'cuda, cpu or xla; the default falls back to the CPU when there is no GPU', section='Device')
+        'cuda', 'cuda, cpu or xla; the default falls back to the CPU when there is no GPU', section='Device',
+        free=True, private=True)
     amp: bool = knob(False, 'mixed precision by autocast')
     amp_dtype: str = knob('float16', 'low-precision type of --amp', choices=('float16', 'bfloat16'))
-    no_ddp_bb: bool = knob(False, 'do not broadcast batch-norm buffers between processes at each step')
+    no_ddp_bb: bool = knob(False, 'do not broadcast batch-norm buffers between processes at each step', free=True)
     device_modules: list[str] | None = knob(None, 'modules to import first; [timm_rs] makes timm\'s script know us')
 
     opt: str = knob('sgd', 'timm optimizer; sgd is nesterov, momentum is plain', section='Optimizer')
@@ -124,7 +136,7 @@ class Recipe:
     min_lr: float = knob(0.0, 'learning rate at the end', low=0)
     epochs: int = knob(300, 'epochs to train', low=1)
     epoch_repeats: float = knob(0.0, 'repeats of the dataset per epoch, for streamed datasets', low=0)
-    start_epoch: int | None = knob(None, 'first epoch, overriding the checkpoint\'s', low=0)
+    start_epoch: int | None = knob(None, 'first epoch, overriding the checkpoint\'s', low=0, free=True)
     decay_milestones: list[int] = knob([90, 180, 270], 'epochs of multistep decay')
     decay_epochs: float = knob(90.0, 'epochs between decays')
     warmup_epochs: int = knob(5, 'epochs of linear warm-up', low=0)
@@ -178,14 +190,15 @@ class Recipe:
 
     seed: int = knob(42, 'random seed', section='Run', low=0)
     worker_seeding: str = knob('all', 'timm\'s seeding of data workers', choices=('all', 'part'))
-    log_interval: int = knob(50, 'updates between progress lines', low=1)
+    log_interval: int = knob(50, 'updates between progress lines', low=1, free=True)
     val_interval: int = knob(1, 'epochs between evaluations', low=1)
-    checkpoint_hist: int = knob(10, 'checkpoints to keep', low=1)
-    recovery_interval: int = knob(0, 'updates between checkpoints within an epoch; 0 for none by number', low=0)
-    workers: int = knob(4, 'data workers per process', low=0, flags=('-j',))
-    pin_mem: bool = knob(False, 'pin host memory for faster transfers')
-    output: str = knob('', 'folder of all runs (default: ./output/train)')
-    experiment: str = knob('', 'name of this run\'s folder (default: date-model-size)')
+    checkpoint_hist: int = knob(10, 'checkpoints to keep', low=1, free=True)
+    recovery_interval: int = knob(
+        0, 'updates between checkpoints within an epoch; 0 for none by number', low=0, free=True)
+    workers: int = knob(4, 'data workers per process', low=0, flags=('-j',), free=True, private=True)
+    pin_mem: bool = knob(False, 'pin host memory for faster transfers', free=True)
+    output: str = knob('', 'folder of all runs (default: ./output/train)', free=True, private=True)
+    experiment: str = knob('', 'name of this run\'s folder (default: date-model-size)', free=True, private=True)
     eval_metric: str = knob('top1', 'what model_best is chosen by', choices=('top1', 'top5', 'loss'))
 
     builtin_data: str = knob(
@@ -202,19 +215,23 @@ class Recipe:
         'the same pixels', choices=('exact', 'scaled'), block=True)
     max_bad_samples: int | None = knob(
         None, 'stop when more images than this cannot be read; when unset, 0.1 % of the data, at least 10', low=0,
-        block=True)
+        block=True, free=True)
     checkpoint_interval_minutes: float = knob(
-        10.0, 'minutes between checkpoints within an epoch; 0 for none by time', low=0, block=True)
+        10.0, 'minutes between checkpoints within an epoch; 0 for none by time', low=0, block=True, free=True)
     max_nonfinite_steps: int = knob(
         10, 'stop after so many updates in a row that are left out for a loss or gradient that is not finite', low=0,
-        block=True)
-    allow_recipe_change: bool = knob(False, 'resume although the recipe is not that of the checkpoint', block=True)
+        block=True, free=True)
+    allow_recipe_change: bool = knob(
+        False, 'resume although the recipe is not that of the checkpoint', block=True, free=True)
     bn_group_size: int | None = knob(
         None, 'images that share batch-norm statistics, 0 for all of the batch; when unset, those of a device',
         low=0, block=True)
-    compile_cache: str = knob('', 'folder that keeps what XLA has compiled for the next start', block=True)
-    show_xla_metrics: bool = knob(False, 'print what XLA compiled, ran and transferred at the end', block=True)
-    deterministic: bool = knob(False, 'the same bits each time, on GPUs too, at some cost of speed', block=True)
+    compile_cache: str = knob(
+        '', 'folder that keeps what XLA has compiled for the next start', block=True, free=True, private=True)
+    show_xla_metrics: bool = knob(
+        False, 'print what XLA compiled, ran and transferred at the end', block=True, free=True)
+    deterministic: bool = knob(
+        False, 'the same bits each time, on GPUs too, at some cost of speed', block=True, free=True)
     randaugment: str = knob(
         'timm', 'whose RandAugment: timm\'s, or the authors\' TensorFlow release\'s with the m and n of aa',
         choices=('timm', 'tf'), block=True)

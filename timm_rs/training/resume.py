@@ -12,7 +12,7 @@ from torch import nn
 
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.training.checkpoint import Checkpoints, describe, load_weights, read_checkpoint
 from timm_rs.training.state import Place, Training
 
@@ -187,19 +187,10 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, device: Device) -> tuple[P
     return path, read_checkpoint(path) if path else {}
 
 
-# What may differ between a run and its continuation: it changes where and how, but not what is computed.
-FREE_KEYS = frozenset((
-    'data_dir', 'dataset_download', 'resume', 'no_resume_opt', 'start_epoch', 'allow_recipe_change', 'output',
-    'experiment', 'workers', 'pin_mem', 'device', 'log_interval', 'checkpoint_hist', 'recovery_interval',
-    'checkpoint_interval_minutes', 'max_bad_samples', 'max_nonfinite_steps', 'validation_batch_size', 'batch_size',
-    'grad_accum_steps', 'no_ddp_bb', 'torchcompile', 'torchcompile_mode', 'pretrained', 'pretrained_path',
-    'initial_checkpoint', 'deterministic', 'compile_cache', 'show_xla_metrics'))
-
-
 def _check_recipe(recipe: Recipe, before: dict[str, Any], source: str) -> None:
     now = dataclasses.asdict(recipe)
     changed = [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
-               if name in before and name not in FREE_KEYS and before[name] != now[name]]
+               if name in before and not FIELDS[name].metadata['free'] and before[name] != now[name]]
     if changed:
         raise UserError(f'the recipe is not that of {source}: {", ".join(changed)}; give the same values, or insist '
                         'with --allow-recipe-change')

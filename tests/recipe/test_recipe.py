@@ -1,12 +1,13 @@
+import dataclasses
 import json
 
 import pytest
 import yaml
 from conftest import EXPECTED, ROOT
 
-from timm_rs import recipe as recipes
+from timm_rs.publish.card import public_recipe
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
-from timm_rs.recipe.knobs import FIELDS, Recipe, RecipeError
+from timm_rs.recipe.knobs import FIELDS, Recipe, RecipeError, value_type
 from timm_rs.recipe.reading import read_file, to_yaml
 
 TIMM = json.loads((EXPECTED / 'timm_train_args.json').read_text())['arguments']
@@ -30,7 +31,7 @@ def test_names_types_and_defaults_equal_timms_parser():
     ours = [name for name, field in FIELDS.items() if not field.metadata['block']]
     assert set(ours) <= TIMM.keys()
     for name in ours:
-        kind, element, _ = recipes.value_type(name)
+        kind, element, _ = value_type(name)
         timm = TIMM[name]
         assert getattr(Recipe(), name) == timm['default'], name
         assert (element or kind).__name__ == timm['type'], name
@@ -155,3 +156,18 @@ def test_bad_option_is_one_line_with_status_2(capsys, argv, part):
 def test_out_of_range_option_names_the_command_line():
     with pytest.raises(RecipeError, match='command line: batch_size must be at least 1, got 0'):
         parse('--batch-size', 0)
+
+
+# Knobs whose text names something that everyone has; all others hold a path, or what only one machine knows.
+NAMES = {
+    'dataset', 'train_split', 'val_split', 'input_img_mode', 'input_key', 'target_key', 'model', 'interpolation',
+    'torchcompile', 'torchcompile_mode', 'opt', 'aa', 'train_interpolation'}
+
+
+def test_no_knob_that_holds_a_path_is_ever_published():
+    texts = {name for name, field in FIELDS.items() if value_type(name)[0] is str and not field.metadata['choices']}
+    assert texts >= NAMES
+    for name in texts:
+        assert FIELDS[name].metadata['private'] == (name not in NAMES), name
+    published = public_recipe(dataclasses.replace(Recipe(), **{name: '/home/ada/x' for name in texts - NAMES}))
+    assert '/home/ada' not in to_yaml(published)
