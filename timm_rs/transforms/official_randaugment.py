@@ -2,8 +2,8 @@
 
 Source: tensorflow/tpu, models/official/efficientnet/autoaugment.py, which the ResNet-RS pipeline calls after crop,
 resize and flip. It differs from timm's RandAugment in the set of operations, in their strength and in the fill;
-what looks like a slip in the release is kept, and can be switched off. tests/expected/randaugment_*.npz hold what
-TensorFlow computes.
+what looks like a slip in the release is kept, and can be switched off. tests/expected/randaugment.npz holds
+what TensorFlow computes.
 """
 
 import functools
