@@ -10,6 +10,11 @@ class UserError(Exception):
     """Something the person at the keyboard can mend: the message names the thing and the remedy."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what `error` says, since a library's message may go on for a page; empty if it says nothing."""
+    return (str(error).splitlines() or [''])[0]
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with status 2 and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback."""

@@ -1,12 +1,17 @@
-"""Files that are either the old one or the new one, never half of either, and their checksums."""
+"""Files that are either the old one or the new one, never half of either; their checksums; rows in and out."""
 
 import contextlib
+import csv
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from timm_rs.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]  # with train_recipes/ and results/; an installed package has none
 
@@ -83,3 +88,44 @@ def sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         os.fsync(descriptor)
     os.close(descriptor)
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError where `append_rows` would, before hours of measuring."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV. Raises UserError when there are none, or they cannot be read."""
+    try:
+        with open(path, newline='', encoding='utf-8') as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}') from error
+    if not rows:
+        raise UserError(f'{path} has no rows')
+    return rows
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add `rows` to the CSV at `path`; new columns come last. Raises UserError when it cannot be written."""
+    rows = list(rows)
+    try:
+        if path.exists():
+            with open(path, newline='') as file:
+                rows = [*csv.DictReader(file), *rows]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, newline='') as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)),
+                                    lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error

@@ -39,16 +39,7 @@ from timm_rs.benchmark.models import (
     table,
     training_setups,
 )
-from timm_rs.benchmark.rows import (
-    append_rows,
-    check_writable,
-    decoding_psnr,
-    provenance,
-    ratios,
-    spread,
-    take_turns,
-    write_photos,
-)
+from timm_rs.benchmark.rows import decoding_psnr, provenance, ratios, spread, take_turns, write_photos
 from timm_rs.benchmark.step_process import PARTS, check_model
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_train_loader, num_workers
@@ -58,6 +49,7 @@ from timm_rs.data.shards.reading import open_shards
 from timm_rs.data.workers import num_cores
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import append_rows, check_writable
 from timm_rs.inference.backends import BACKENDS
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import Recipe

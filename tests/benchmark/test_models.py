@@ -21,9 +21,10 @@ from timm_rs.benchmark.models import (
     table,
     training_setups,
 )
-from timm_rs.benchmark.rows import Cost, append_rows
+from timm_rs.benchmark.rows import Cost
 from timm_rs.benchmark.step_process import precision_of
 from timm_rs.errors import UserError
+from timm_rs.files import append_rows
 from timm_rs.models import PAPER_POINTS
 
 PROTOCOL = Protocol(

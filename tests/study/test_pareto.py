@@ -6,17 +6,8 @@ from conftest import EXPECTED
 
 from timm_rs.errors import UserError
 from timm_rs.models import PAPER_POINTS
-from timm_rs.study.pareto import (
-    PAPER,
-    Point,
-    Source,
-    dominated,
-    measured_panels,
-    paper_panel,
-    published,
-    speedups,
-    timm_setup,
-)
+from timm_rs.study.paper import PAPER, published
+from timm_rs.study.pareto import Point, Source, dominated, measured_panels, paper_panel, speedups, timm_setup
 
 TIMM = PAPER.with_name('timm_benchmarks.csv')
 RECIPES = EXPECTED / 'paper_table.csv'

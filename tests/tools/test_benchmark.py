@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import failure, load_tool
 
-from timm_rs.benchmark.rows import Cost, append_rows, commit_of, photo, ratios, spread, take_turns, write_photos
+from timm_rs.benchmark.rows import Cost, commit_of, photo, ratios, spread, take_turns, write_photos
 from timm_rs.errors import UserError
+from timm_rs.files import append_rows
 
 benchmark = load_tool('benchmark')
 RECIPE = ['--model', 'resnetrs_50', '--img-size', '16', '--workers', '0', '--aa', 'rand-m10-n2-p1.0', '-b', '8']

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm_rs.benchmark.rows import append_rows, provenance, spread, write_photos
+from timm_rs.benchmark.rows import provenance, spread, write_photos
 from timm_rs.benchmark.timed_commands import Shell, watch_gpu
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError
-from timm_rs.files import CHECKOUT
+from timm_rs.files import CHECKOUT, append_rows
 
 LONG = 16  # minutes from which the work is the paper's; below, there is less of it
 UNCOUNTED_LINES = 3  # of a training's progress: there cuDNN looks for its algorithms, and workers start

@@ -1,8 +1,6 @@
 """Honest comparisons of speed: candidates take turns within one run, every row says where it comes from."""
 
-import csv
 import datetime
-import errno
 import io
 import math
 import os
@@ -13,11 +11,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -29,7 +26,7 @@ from torchvision.transforms import InterpolationMode
 import timm_rs
 from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_folder, atomic_write
+from timm_rs.files import atomic_folder
 from timm_rs.progress import track
 from timm_rs.transforms.create import RandomResizedCrop
 from timm_rs.transforms.decode import Pixels, open_picture, resize
@@ -114,35 +111,6 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
-
-
-def check_writable(path: Path) -> None:
-    """Raise UserError where `append_rows` would, before hours of measuring."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
-
-
-def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add `rows` to the CSV at `path`; new columns come last. Raises UserError when it cannot be written."""
-    rows = list(rows)
-    try:
-        if path.exists():
-            with open(path, newline='') as file:
-                rows = [*csv.DictReader(file), *rows]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, newline='') as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)),
-                                    lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
 
 
 def decoding_psnr(samples: Samples, size: int, count: int) -> tuple[float, float | None, float]:

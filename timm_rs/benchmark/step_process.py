@@ -20,7 +20,7 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 
 from timm_rs.benchmark.rows import Cost, cpu_seconds
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, first_line
 from timm_rs.inference.backends import BACKENDS, inference_backends
 from timm_rs.recipe.knobs import Recipe, nearest
 from timm_rs.recipe.reading import read_file
@@ -220,7 +220,7 @@ def _act(act: str, candidate: Candidate, steps: dict[Candidate, Step]) -> tuple[
         is_too_large = on_cuda and TOO_LARGE.search(str(error))
         if is_too_large:
             traceback.print_exc()  # it may be something else
-        return (('does not fit', (str(error).splitlines() or [''])[0]) if is_out_of_memory(error) or is_too_large else
+        return (('does not fit', first_line(error)) if is_out_of_memory(error) or is_too_large else
                 ('bug', traceback.format_exc()))
     except Exception:
         return 'bug', traceback.format_exc()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from timm_rs.device.torch_device import CONTROL_TIMEOUT, Device
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, first_line
 
 CONTROL_PORT = 8479  # where the hosts of a TPU slice meet; free on TPU VMs
 
@@ -49,7 +49,7 @@ class XlaDevice(Device):
             num_devices = runtime.global_runtime_device_count()
         except (RuntimeError, OSError) as error:
             raise UserError(f'torch_xla finds no {os.environ.get("PJRT_DEVICE", "device")}: '
-                            f'{str(error).splitlines()[0]}; set PJRT_DEVICE to TPU or CPU') from None
+                            f'{first_line(error)}; set PJRT_DEVICE to TPU or CPU') from None
         self.rank, self.world_size = runtime.process_index(), runtime.process_count()
         self.num_local_devices = runtime.addressable_runtime_device_count()
         self.is_primary = self.rank == 0

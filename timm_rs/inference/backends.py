@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, first_line
 from timm_rs.inference.fold import fold_batch_norm
 
 Runner: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -122,7 +122,7 @@ def to_program(model: nn.Module, images: torch.Tensor, dynamic_batch: bool = Tru
         with torch.no_grad():
             return torch.export.export(model.eval(), (images,), dynamic_shapes=shapes)
     except Exception as error:  # torch.export has a dozen kinds
-        reason = (str(error).splitlines() or [''])[0]
+        reason = first_line(error)
         remedy = '; try one batch size, with --batch-size N' if dynamic_batch else ''
         raise UserError(f'{type(model).__name__} cannot be exported by torch.export ({type(error).__name__}: {reason})'
                         f'{remedy}') from error
@@ -148,7 +148,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
                 program, dynamo=True, input_names=[IMAGES], output_names=[LOGITS], verbose=False)
             return exported.model_proto
     except Exception as error:  # its own kinds are private
-        reason = (str(error).splitlines() or [''])[0]
+        reason = first_line(error)
         raise UserError(f'the graph has no ONNX equivalent ({type(error).__name__}: {reason}); use --format '
                         'torch_export') from error
 

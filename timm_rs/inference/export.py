@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import timm_rs
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, first_line
 from timm_rs.files import sync_folder
 from timm_rs.inference.backends import (
     IMAGES,
@@ -175,7 +175,7 @@ def open_export(path: Path) -> Exported:
     except UserError:
         raise
     except Exception as error:  # three runtimes, with kinds of their own
-        reason = (str(error).splitlines() or [''])[0]
+        reason = first_line(error)
         raise UserError(f'{path} cannot be read, or was not made by tools/export.py ({type(error).__name__}: '
                         f'{reason})') from error
 

@@ -8,7 +8,7 @@ from timm.models import is_notrace_module
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, first_line
 
 Model = TypeVar('Model', bound=nn.Module)
 
@@ -27,7 +27,7 @@ def fold_batch_norm(model: Model) -> tuple[Model, int]:
     try:
         nodes = list(_LayerTracer().trace(folded).nodes)
     except Exception as error:  # whatever a model's own code does with a tensor that is none
-        reason = (str(error).splitlines() or [''])[0]
+        reason = first_line(error)
         raise UserError(f'{type(model).__name__} cannot be traced, and so not folded ({type(error).__name__}: '
                         f'{reason}); leave batch norm as it is with --no-fold-bn') from error
     calls = [node.target for node in nodes if node.op == 'call_module']

@@ -4,7 +4,6 @@ Accuracies are those published in the paper (`results/paper.csv`). The latencies
 its title names: measured here, measured by timm's author, or the paper's. `timm_rs.study.figure` draws the panels.
 """
 
-import csv
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -12,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from timm_rs.errors import UserError
-from timm_rs.files import CHECKOUT
+from timm_rs.files import read_rows
+from timm_rs.study.paper import PAPER, published
 
-PAPER = CHECKOUT / 'results/paper.csv'  # in a checkout
 BASE = 'EfficientNet'  # speed-ups are over this family
 SAME_TOP1 = 0.2  # accuracies that differ by no more count as equal, as in the pairs of Table 7 (%)
 PAPERS_CLOCKS = {'v100': ('v100_fp32_s', 'V100, fp32'), 'tpuv3': ('tpuv3_bf16_s', '8 TPUv3 cores, bf16')}
@@ -67,23 +66,6 @@ class Source:
     path: Path
     keep: dict[str, str] = field(default_factory=dict)
     timm: bool = False
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV. Raises UserError when there are none, or they cannot be read."""
-    try:
-        with open(path, newline='', encoding='utf-8') as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}') from error
-    if not rows:
-        raise UserError(f'{path} has no rows')
-    return rows
-
-
-def published(path: Path = PAPER) -> dict[tuple[str, str], dict[str, str]]:
-    """The paper's rows by model and image size; Table 7 and Figure 5, of which Table 3 is a rounded part."""
-    return {(row['model'], row['img_size']): row for row in read_rows(path) if row['source'] != 'Table 3'}
 
 
 def paper_panel(clock: str, path: Path = PAPER) -> Panel:

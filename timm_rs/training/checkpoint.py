@@ -12,7 +12,7 @@ import torch
 from timm.models import clean_state_dict
 from torch import nn
 
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, first_line
 from timm_rs.files import atomic_link, atomic_write, sha256_of
 
 SUFFIX = '.pth.tar'
@@ -147,7 +147,7 @@ def load_plain(path: Path) -> Any:
             return {'state_dict': load_file(path)}
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for damaged files
-        reason = str(error).split('\n')[0]
+        reason = first_line(error)
         if path.suffix != '.safetensors' and not zipfile.is_zipfile(path):
             reason = 'it is truncated or not a PyTorch file'
         raise UserError(f'checkpoint {path} cannot be read: {reason}. Use another one, such as an earlier '
