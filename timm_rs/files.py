@@ -14,6 +14,7 @@ from typing import IO, Any
 from timm_rs.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]  # with train_recipes/ and results/; an installed package has none
+RECIPES = CHECKOUT / 'train_recipes'
 
 
 @contextlib.contextmanager

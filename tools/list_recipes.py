@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.files import atomic_write
+from timm_rs.files import RECIPES, atomic_write
 from timm_rs.recipe.reading import read_file
 
-FOLDER = Path(__file__).parents[1] / 'train_recipes'
 START, END = '<!-- table: tools/list_recipes.py -->', '<!-- end of table -->'
 EXAMPLE = """example:
   python tools/list_recipes.py            print the table
@@ -24,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_on_user_error():
         if args.write:
-            write(FOLDER / 'README.md')
+            write(RECIPES / 'README.md')
         else:
             print(table())
 
@@ -32,13 +31,13 @@ def main(argv: list[str] | None = None) -> None:
 def table() -> str:
     """A GitHub table with a row per recipe, in the folder's order."""
     lines = ["| recipe | model | px | the paper's number | measured here | cost |", '|---|---|---:|---|---|---|']
-    for path in sorted(FOLDER.rglob('*.yaml'), key=lambda path: (len(path.parts), path.as_posix())):
+    for path in sorted(RECIPES.rglob('*.yaml'), key=lambda path: (len(path.parts), path.as_posix())):
         values = read_file(path)
         size = ', '.join(f'{key}={value}' for key, value in values.get('model_kwargs', {}).items())
         model = f'{values["model"]}({size})' if size else values['model']
         expected = entry(path, 'Expected')
         numbers = [expected.replace('; not rerun here', ''), '-'] if '(paper' in expected else ['-', expected]
-        cells = [f'`{path.relative_to(FOLDER).as_posix()}`', f'`{model}`', str(values['img_size']), *numbers,
+        cells = [f'`{path.relative_to(RECIPES).as_posix()}`', f'`{model}`', str(values['img_size']), *numbers,
                  entry(path, 'Cost')]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from timm_rs.benchmark.rows import provenance
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.files import CHECKOUT, append_rows, check_writable
+from timm_rs.files import RECIPES, append_rows, check_writable
 from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import Recipe
@@ -32,7 +32,6 @@ from timm_rs.tpu.chips import TPUS, Tpu, find_tpu
 from timm_rs.tpu.compiler import Compiler, describe, guess_largest_batch, largest_batch, trace
 
 KIND = 'TPU compiler, not a run'
-RECIPES = CHECKOUT / 'train_recipes'
 
 
 class Table3(NamedTuple):

@@ -9,7 +9,7 @@ import yaml
 from timm.models import model_entrypoint
 
 from timm_rs.data.datasets import DIGITS_FOLDER
-from timm_rs.files import CHECKOUT
+from timm_rs.files import RECIPES
 from timm_rs.models.complexity import measure
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import read_file
@@ -18,7 +18,6 @@ from timm_rs.training.trained import Trained
 OURS = ('resnetrs', 'efficientnet_rs')
 ORIGIN = (' The network is from "Revisiting ResNets: Improved Training and Scaling Strategies" (Bello et al. 2021, '
           '[arXiv:2103.07579](https://arxiv.org/abs/2103.07579)).')
-RECIPES = CHECKOUT / 'train_recipes'  # beside the package in a checkout; the card does without them
 
 
 def package_of(model: Any) -> str:
