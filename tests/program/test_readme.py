@@ -7,6 +7,7 @@ import yaml
 from conftest import ROOT
 
 README = (ROOT / 'README.md').read_text()
+PAGES = {path: path.read_text() for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'))}
 
 
 def commands():
@@ -28,10 +29,16 @@ def test_table_of_recipes_is_what_the_tool_prints():
     assert printed.stdout in (ROOT / 'train_recipes/README.md').read_text()
 
 
-def test_readme_names_every_file_of_the_package():
-    tree = README.partition('## Where things are')[2]
-    for path in sorted((ROOT / 'timm_rs').rglob('*.py')):
-        assert path.name in tree or path.name in ('__init__.py', 'registry.py'), path.name
+def test_readme_is_a_door_to_every_page():
+    assert len(README.splitlines()) <= 160
+    for path in PAGES:
+        assert path.name == 'README.md' or f'](docs/{path.name})' in README, path.name
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r'\]\((?!https?:)([^)#]+)', PAGES[path]):
+        assert (path.parent / target).exists(), target
 
 
 SHOW_HELP = """
@@ -45,7 +52,7 @@ for path in sys.argv[1:]:
 """
 
 
-def test_every_program_has_help_with_an_example_and_readme_names_no_other_options():
+def test_every_program_has_help_with_an_example_and_no_page_names_other_options():
     programs = [ROOT / 'train.py', *(ROOT / 'tools').glob('*.py')]
     # in one process, since most of the time goes to imports
     shown = subprocess.run([sys.executable, '-c', SHOW_HELP, *programs], capture_output=True, text=True,
@@ -54,14 +61,15 @@ def test_every_program_has_help_with_an_example_and_readme_names_no_other_option
         assert len(re.findall(f'^{beginning}', shown, re.MULTILINE)) == len(programs)
     torchruns = {'--nproc-per-node', '--max-restarts'}
     known = set(re.findall(r'--[a-z][a-z-]+', shown)) | torchruns
-    assert set(re.findall(r'--[a-z][a-z-]+', README)) <= known
+    for path, page in PAGES.items():
+        assert set(re.findall(r'--[a-z][a-z-]+', page)) <= known, path.name
 
 
 def test_table_of_costs_is_what_the_tool_prints():
     printed = subprocess.run([sys.executable, ROOT / 'tools/flops.py', '--markdown'], capture_output=True, text=True,
                              check=True)
     assert printed.stderr == ''
-    assert printed.stdout in README
+    assert printed.stdout in (ROOT / 'docs/models.md').read_text()
 
 
 @pytest.mark.parametrize('path', [*(ROOT / 'train_recipes').glob('*.yaml')], ids=lambda path: path.stem)

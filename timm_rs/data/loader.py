@@ -92,7 +92,7 @@ class Loader:
             dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,  # type: ignore[arg-type]
             pin_memory=device.torch_device.type == 'cuda', persistent_workers=num_workers > 0,
             worker_init_fn=partial(end_with, os.getpid()),
-            # Else a generator would be drawn from that the training loop draws from as well.
+            # Otherwise DataLoader would draw from torch's global generator, which the training loop uses.
             generator=torch.Generator())
         channels = data_config['input_size'][0]
         self.prefetch = PrefetchLoader(

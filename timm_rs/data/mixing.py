@@ -1,7 +1,7 @@
 """Mixup, cutmix and random erasing as masks: the same computation for every batch, as compilers of graphs need it.
 
-timm's own code cuts rectangles out of the images, and each size would be another graph. Here it runs on the host, on
-stand-ins for the images, and what it did to them says what to do to the images on the device. So the draws are timm's.
+timm's own code cuts rectangles out of the images, and each size would be another graph. We run timm's code on the host on
+placeholder images and apply the masks it produces on the device: the same random draws as timm, but fixed shapes.
 """
 
 from typing import Any

@@ -83,7 +83,7 @@ class Checkpoints:
         with atomic_write(path, 'wb') as file:
             torch.save(content, file)
             file.flush()
-            os.fsync(file.fileno())  # what can fail has not: the file of before keeps its digest until here
+            os.fsync(file.fileno())  # the new content is safely on disk; only now drop the old digest
             _digest_path(path).unlink(missing_ok=True)  # never a new file beside an old digest
         _write_digest(path)
 
