@@ -17,7 +17,7 @@ from conftest import ROOT, TINY, write_images
 from PIL import Image
 from timm.models import load_checkpoint
 
-import timm_rs.device
+import timm_rs.device.torch_device
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.training import runlog
@@ -194,7 +194,7 @@ def test_torch_compile_trains_and_keeps_plain_names(run, image_folder, tmp_path)
     ([], True, True), (['--amp'], True, False), ([], False, False)])
 def test_a_recipes_bfloat16_is_for_devices_that_have_it(
         run, image_folder, tmp_path, monkeypatch, given, is_emulated, is_float32):
-    monkeypatch.setattr(timm_rs.device, 'cpu_emulates_bfloat16', lambda: is_emulated)
+    monkeypatch.setattr(timm_rs.device.torch_device, 'cpu_emulates_bfloat16', lambda: is_emulated)
     (tmp_path / 'half.yaml').write_text('amp: true\namp_dtype: bfloat16\n')
     arguments = [*TINY, '--data-dir', image_folder, '--epochs', 1, '--recipe', tmp_path / 'half.yaml']
     result = run(*arguments, '--experiment', 'a', *given)

@@ -1,7 +1,7 @@
 """Mixup, cutmix and random erasing as masks: the same computation for every batch, as compilers of graphs need it.
 
-timm's own code cuts rectangles out of the images, and each size would be another graph. We run timm's code on the host on
-placeholder images and apply the masks it produces on the device: the same random draws as timm, but fixed shapes.
+timm's own code cuts rectangles out of the images, and each size would be another graph. We run timm's code on the host
+on placeholder images and apply the masks it produces on the device: the same random draws as timm, but fixed shapes.
 """
 
 from typing import Any

@@ -118,7 +118,8 @@ class Device:
     def keep_freed_memory(self) -> None:
         """On the CPU, keep freed memory in the process.
 
-        Otherwise the next step gets it back from the kernel page by page, zeroed. That is about a tenth of a training step (results/LOG.md). Only glibc can be told; elsewhere nothing happens.
+        Otherwise the next step gets it back from the kernel page by page, zeroed. That is about a tenth of a training
+        step (results/LOG.md). Only glibc can be told; elsewhere nothing happens.
         """
         if self.torch_device.type == 'cpu' and sys.platform == 'linux':
             mallopt = getattr(ctypes.CDLL(None), 'mallopt', lambda *_: None)
