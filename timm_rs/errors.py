@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can mend: the message names the thing and the remedy."""
+    """Something the person at the keyboard can fix: the message names the thing and the remedy."""
 
 
 def first_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope='module', autouse=True)
 def _one_program():
-    """The graph that torch.export makes is the same for all, and dear."""
+    """The graph that torch.export makes is the same for all, and expensive."""
     with pytest.MonkeyPatch.context() as patch:
         make, made = timm_rs.inference.backends.to_program, []
         patch.setattr(timm_rs.inference.backends, 'to_program', lambda model, images: (

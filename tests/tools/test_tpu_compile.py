@@ -139,5 +139,5 @@ def test_the_real_compiler_takes_a_step_over_four_chips(compile_with):
     _, row = compile_with(Compiler().python, '--tpu', 'v5e', '--chips', '4', '--amp', '--amp-dtype', 'bfloat16')
     assert row['fits'] == 'True' and row['devices'] == '4'
     assert 0 < float(row['hbm_gib']) < 1
-    assert 1 <= int(row['all_reduce']) <= 5  # batch norm has none of its own, else it were dozens
+    assert 1 <= int(row['all_reduce']) <= 5  # batch norm has none of its own; otherwise there would be dozens
     assert float(row['results_gib']) < 0.5 * float(row['arguments_gib'])  # weights are updated in place

@@ -68,7 +68,7 @@ def cpu_seconds() -> float:
 
 
 def ratios(base: list[Cost], other: list[Cost], which: str) -> list[float]:
-    """How many times dearer `base` was than `other`, round by round; `which` is cpu or wall."""
+    """How many times as expensive `base` was as `other`, round by round; `which` is cpu or wall."""
     return [getattr(ours, which) / getattr(theirs, which) for ours, theirs in zip(base, other, strict=True)]
 
 

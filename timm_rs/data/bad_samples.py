@@ -99,14 +99,14 @@ def unreadable_rest(archive: str | os.PathLike[str]) -> str | None:
 
 
 def default_limit(num_samples: int) -> int:
-    """How many bad images a run puts up with unless told: 0.1 % of the data, at least 10."""
+    """How many bad images a run tolerates unless told otherwise: 0.1 % of the data, at least 10."""
     return max(10, num_samples // 1000)
 
 
 class BadSamples:
     """The bad images of a run, each once, also in the file `path` (CSV: name, reason) as soon as they are known.
 
-    The file exists once there is something to say. A `resumed` run goes on with the list of before; any other removes
+    The file exists once there is something to say. A `resumed` run goes on with the previous list; any other removes
     it. Raises UserError when the file cannot be read or written.
     """
 

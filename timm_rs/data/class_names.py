@@ -46,7 +46,9 @@ def read_class_names(folder: Path, num_classes: int) -> list[str] | None:
 
 
 def names_of_timm_model(model: Any) -> list[str] | None:
-    """The names in the configuration of a timm model, else ImageNet's descriptions if it has as many classes; or None.
+    """The names in the configuration of a timm model; otherwise ImageNet's descriptions if it has as many classes.
+
+    None where neither is known.
     """
     config = model.pretrained_cfg or {}
     names = config.get('label_names')

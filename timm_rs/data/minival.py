@@ -3,7 +3,7 @@
 The paper holds out 20 of ImageNet's 1,024 training shards (section 4.2), which are 25,022 of 1,281,167 images by the
 count of the release (tensorflow/tpu, models/official/efficientnet/README.md).
 # differs from the paper: which shards is not published, so the images are drawn here: class by class, by the hash of
-their file names. No random generator, listing order, folder or archive has a say in it.
+their file names. No random generator, listing order, folder or archive influences the choice.
 """
 
 import hashlib

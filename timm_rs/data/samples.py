@@ -84,7 +84,7 @@ class TimmSamples(Samples):
 
 
 class TorchvisionSamples(Samples):
-    """The samples of a torchvision dataset (`torch/`): files where it lists them, else the images it decodes."""
+    """The samples of a torchvision dataset (`torch/`): files where it lists them, otherwise the images it decodes."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset

@@ -31,7 +31,7 @@ class XlaDevice(Device):
 
     def __init__(self, compile_cache: str = ''):
         """Claim the chips. Raises UserError without torch_xla, without chips, and under torchrun."""
-        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # else each compilation warns of its partitioner's age
+        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # otherwise each compilation warns of its partitioner's age
         try:
             import torch_xla
             import torch_xla.core.xla_model
@@ -120,7 +120,7 @@ class XlaDevice(Device):
             group['lr'] = float((bits & ~np.uint32(15) | np.uint32(11)).view(np.float32))  # no short decimal ends so
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
-        """Let the first update find what all others find: momentum, and every tensor placed and a buffer of its own."""
+        """Create momentum and give every tensor a buffer of its own, so that the first update compiles for all others."""
         super().prepare(model, optimizer, average)
         self.end_step()
         modules = [module for module in (model, average) if module is not None]

@@ -72,7 +72,7 @@ def train_updates(
         guard.add(loss.detach(), len(images))
         place.images += device.num_images(images)
         if accumulate > 1:
-            device.end_step()  # batches of a window are alike, whatever comes after
+            device.end_step()  # a batch is one graph, whether an update follows or not
         if not is_update:
             continue
 

@@ -23,7 +23,7 @@ class Interruption:
     Under torchrun the first may come twice, to the whole group of processes and again from torchrun, which passes on
     its own: what follows within a second counts as one there.
 
-    A context manager, which puts the handlers of before back.
+    A context manager; it restores the previous handlers at its end.
     """
 
     def __init__(self, minutes: float, updates: int):

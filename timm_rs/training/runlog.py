@@ -108,7 +108,7 @@ class Summary:
                 self.rows = [dict(row) for row in csv.DictReader(file) if int(row['epoch']) < first_epoch]
 
     def write(self) -> None:
-        """Raises UserError when the file cannot be written; the one of before is intact then."""
+        """Raises UserError when the file cannot be written; the previous one is intact then."""
         if not self.rows:
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))

@@ -22,7 +22,7 @@ class Training:
     schedule: Scheduler | None
     scaler: GradScaler
     ema: Ema | None
-    # Since the last report: sum of the losses, images they are of, updates left out. (3,), on the device.
+    # Since the last report: the summed loss, the images it covers, and the updates left out. (3,), on the device.
     unreported: torch.Tensor
     in_a_row: torch.Tensor | None = None  # `Place.skipped_in_a_row`, where the device decides: (1,), on the device
 

@@ -80,7 +80,7 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
 
 
 def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
-    """What the checkpoint says it was trained with, else the args.yaml beside it."""
+    """What the checkpoint says it was trained with, otherwise the args.yaml beside it."""
     values, source = content.get('args'), path
     if not isinstance(values, dict):
         source = path.with_name('args.yaml')

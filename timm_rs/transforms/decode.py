@@ -99,7 +99,7 @@ class _JpegPicture:
             rows = self.height
         else:  # a header that promises fewer rows is all it takes to stop early
             data = b''.join((data[:self.frame + 5], rows.to_bytes(2, 'big'), memoryview(data)[self.frame + 7:]))
-        strict = data is self.data  # else the rows left over count as an error
+        strict = data is self.data  # otherwise the rows left over count as an error
         try:
             if shrink == 1:
                 return simplejpeg.decode_jpeg(data, strict=strict)[top:top + height, left:left + width]

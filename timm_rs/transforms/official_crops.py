@@ -20,7 +20,7 @@ from timm_rs.transforms.decode import Box, Pixels, check_image
 Floats: TypeAlias = npt.NDArray[np.float32]
 Number = TypeVar('Number', np.uint8, np.float32)
 
-cv2.setNumThreads(0)  # as in randaugment.py
+cv2.setNumThreads(0)  # its threads do not survive a fork, and data workers are forked
 
 ATTEMPTS = 10
 MIN_COVERED = 0.1  # of the whole image, which the release passes as the object to keep in view
@@ -220,8 +220,8 @@ _MANY = 4000  # close calls, from which on it is faster to do everything in Tens
 def _bfloat16_columns(image: Pixels, size: int) -> Pixels:
     """`to_uint8(round_to_bfloat16(_resized_columns(image, size, size)))`.
 
-    The sums run in no certain order, and again in TensorFlow's where that might make a difference: at about one value
-    in 1000.
+    The order of the sums is not defined. Where that might change the result, at about one value in 1000, they are
+    computed again in TensorFlow's order.
     """
     rows = _sum_lines(image.reshape(len(image), -1).astype(np.float32), size)
     columns = torch.from_numpy(_sum_lines(cv2.transpose(rows).reshape(-1, 3 * size), size))

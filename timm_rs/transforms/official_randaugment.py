@@ -33,7 +33,7 @@ _IDENTITY: Pixels = np.arange(256, dtype=np.uint8)
 
 
 def magnitude_for(img_size: int) -> int:
-    """EfficientNet-RS's RandAugment magnitude at `img_size` pixels: 10 up to 224, 20 above 320, else 15.
+    """EfficientNet-RS's RandAugment magnitude at `img_size` pixels: 10 up to 224, 20 above 320, otherwise 15.
 
     Source: the paper, section 7.2. Raises ValueError for a size that is not positive.
     """
