@@ -43,8 +43,9 @@ class LabelCheck:
 class TransformedSamples(Dataset[tuple[Any, int, list[Problem]]]):
     """Tickets -> (image (H, W, C) uint8, class index, problems met on the way).
 
-    A bad sample is replaced by the next good one when `replace` is on (training). Otherwise it becomes an image of zeros
-    with the label -1, which evaluation does not count. Raises UserError for labels out of range and where nothing is good.
+    A bad sample is replaced by the next good one when `replace` is on (training). Otherwise it becomes an image of
+    zeros with the label -1, which evaluation does not count. Raises UserError for labels out of range and where
+    nothing is good.
     """
 
     def __init__(self, samples: Samples, transform: Transform, blank: tuple[int, int, int], label_check: LabelCheck,

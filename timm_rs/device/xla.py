@@ -120,7 +120,7 @@ class XlaDevice(Device):
             group['lr'] = float((bits & ~np.uint32(15) | np.uint32(11)).view(np.float32))  # no short decimal ends so
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> None:
-        """Create momentum and give every tensor a buffer of its own, so that the first update compiles for all others."""
+        """Create momentum and give every tensor a buffer of its own: the first update compiles for all others."""
         super().prepare(model, optimizer, average)
         self.end_step()
         modules = [module for module in (model, average) if module is not None]
