@@ -55,6 +55,23 @@ TINY = ['--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.12
         '--device', 'cpu', '--workers', '0', '--batch-size', '8', '--epochs', '2', '--warmup-epochs', '0']
 
 
+def assert_equal(first, second, where=''):
+    """Bit-for-bit equality of nested dicts and lists of tensors and plain values."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype and torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f'{where}.{key}')
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal(*pair, f'{where}[{index}]')
+    else:
+        assert first == second, where
+
+
 def load_tool(name: str) -> ModuleType:
     """The script tools/`name`.py as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')

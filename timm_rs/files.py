@@ -91,12 +91,17 @@ def sync_folder(folder: Path) -> None:
     os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder`, or raise OSError unless it is there already and files can be written to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def check_writable(path: Path) -> None:
     """Raise UserError where `append_rows` would, before hours of measuring."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        make_folder(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 import torch._dynamo
-from conftest import TINY
+from conftest import TINY, assert_equal
 
 import train
 from timm_rs.data.datasets import create_datasets
@@ -83,21 +83,6 @@ def stop_after(monkeypatch, update):
     monkeypatch.setattr(train, 'train_updates', stopping)
 
 
-def assert_same(one, other, where=''):
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f'{where}/{key}')
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f'{where}/{index}')
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other or one != one, where
-
-
 @pytest.mark.parametrize('arguments', [HARD, [*HARD, *OPTIMIZERS['rmsproptf'], '--amp', '--amp-dtype', 'bfloat16']],
                          ids=['sgd', 'rmsproptf'])
 def test_stopped_and_resumed_is_the_same_to_the_bit(run, image_folder, tmp_path, monkeypatch, arguments):
@@ -109,7 +94,7 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(run, image_folder, tmp_path,
         assert run(*argv, '--experiment', 'cut').code == 143
     torch.manual_seed(1)
     assert run(*argv, '--experiment', 'cut', '--resume', 'auto').code == 0
-    assert_same(content(tmp_path / 'runs/whole'), content(tmp_path / 'runs/cut'))
+    assert_equal(content(tmp_path / 'runs/whole'), content(tmp_path / 'runs/cut'))
     assert summary(tmp_path / 'runs/whole') == summary(tmp_path / 'runs/cut')
 
 
@@ -184,9 +169,9 @@ def test_an_update_that_is_not_finite_leaves_no_bit_changed(image_folder, opt, b
         for state in (states[bad][1], states[bad + 1][1]):
             for values in state.values():
                 values.pop('step', None)  # some count on the host, which does not hear of it
-        assert_same(states[bad], states[bad + 1])
+        assert_equal(states[bad], states[bad + 1])
     else:
-        assert_same(states[0][::2], states[1][::2])
+        assert_equal(states[0][::2], states[1][::2])
     assert all(value.isfinite().all() for value in training.tensors())
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from conftest import TINY, load_tool
+from conftest import TINY, assert_equal, load_tool
 
 import train
 from timm_rs.data import loader as fast_loader
@@ -58,23 +58,6 @@ def content(path):
     state = torch.load(path, weights_only=True)
     del state['args']  # has the name of the run
     return state
-
-
-def assert_equal(first, second, where=''):
-    """Bit-for-bit equality of nested dicts and lists of tensors and plain values."""
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype and torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_equal(first[key], second[key], f'{where}.{key}')
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_equal(*pair, f'{where}[{index}]')
-    else:
-        assert first == second, where
 
 
 def assert_same_run(whole, part):

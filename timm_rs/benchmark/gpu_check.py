@@ -1,7 +1,6 @@
 """What only a machine with a GPU can show, part by part: each with a time limit, its rows written as they come."""
 
 import contextlib
-import csv
 import importlib.util
 import os
 import re
@@ -18,7 +17,7 @@ from timm_rs.benchmark.rows import provenance, spread, write_photos
 from timm_rs.benchmark.timed_commands import Shell, watch_gpu
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError
-from timm_rs.files import CHECKOUT, append_rows
+from timm_rs.files import CHECKOUT, RECIPES, append_rows, make_folder, read_rows
 
 LONG = 16  # minutes from which the work is the paper's; below, there is less of it
 UNCOUNTED_LINES = 3  # of a training's progress: there cuDNN looks for its algorithms, and workers start
@@ -141,7 +140,7 @@ def train_end_to_end(settings: Settings, shell: Shell) -> str:
     options = ['--img-size', size, '--workers', num_cores(), '--batch-size', batch_size, '--epochs',
                settings.scaled(1, 2, 3), '--warmup-epochs', 0, '--log-interval', settings.scaled(1, 5, 5), '--output',
                settings.scratch / 'runs', *(TINY if settings.is_dry else [])]
-    recipe = CHECKOUT / 'train_recipes/rs50.yaml'
+    recipe = RECIPES / 'rs50.yaml'
     ours = ['train.py', '--recipe', recipe, '--device', settings.device, *options]
     folder, packed = ['--data-dir', jpegs], ['--data-dir', shards, '--dataset', 'wds/shards']
     variants: list[tuple[str, str, str, list[Any]]] = [('timm_rs', 'folder', '', [*ours, *folder])]
@@ -232,8 +231,7 @@ def measured(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     hardware = provenance()['hardware']
-    with open(path, newline='') as file:
-        return [row for row in csv.DictReader(file) if row['hardware'] == hardware]
+    return [row for row in read_rows(path) if row['hardware'] == hardware]
 
 
 def link_photos(folder: Path, num_photos: int, per_class: int) -> None:
@@ -264,9 +262,7 @@ def scratch_folder() -> Iterator[Path]:
 def prepare_output(folder: Path) -> Path:
     """`folder`, made and absolute. Raises UserError where it cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_folder(folder)
     except OSError as error:
         raise UserError(f'{folder} cannot be written: {error.strerror}; choose another --output') from error
     return folder.resolve()

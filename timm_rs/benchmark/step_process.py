@@ -188,7 +188,6 @@ class Step:
         _forget_peak(self.on_cuda)
         self.work(1)
         self.peak_memory = (torch.cuda.max_memory_allocated() if self.on_cuda else _resident('VmHWM')) - before
-        _release(self.on_cuda)
 
     def turn(self) -> Cost:
         return _turn(self.work, self.candidate.steps, self.on_cuda)
@@ -227,7 +226,8 @@ def _act(act: str, candidate: Candidate, steps: dict[Candidate, Step]) -> tuple[
     finally:
         if act == 'stop' or on_cuda:
             gc.collect()
-            _release(on_cuda)
+        if on_cuda:  # the others may need what is not in use
+            torch.cuda.empty_cache()
 
 
 def _turn(work: Callable[[int], None], steps: int, on_cuda: bool) -> Cost:
@@ -239,14 +239,7 @@ def _turn(work: Callable[[int], None], steps: int, on_cuda: bool) -> Cost:
     work(steps)
     if on_cuda:
         torch.cuda.synchronize()
-    cost = Cost((cpu_seconds() - cpu) / steps, (time.perf_counter() - wall) / steps)
-    _release(on_cuda)
-    return cost
-
-
-def _release(on_cuda: bool) -> None:
-    if on_cuda:
-        torch.cuda.empty_cache()
+    return Cost((cpu_seconds() - cpu) / steps, (time.perf_counter() - wall) / steps)
 
 
 def _forget_peak(on_cuda: bool) -> None:

@@ -23,22 +23,26 @@ class Ema(ModelEmaV3):
         # timm's constructor asks for a random generator of the device, which XLA does not have.
         super().__init__(copy.deepcopy(model).cpu() if device.is_lazy else model, **settings)
         self.where = device
-        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the average and of the model
+        self.tensors: list[list[torch.Tensor]] = []  # as `_collect` has them
         self.module.to(device.torch_device)
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         if self.share is None:
             super().apply_update_(model, decay)
             return
-        pairs = self.pairs or list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        tensors = self.tensors or self._collect(model)
         if not self.where.is_lazy:  # where what is held would be one more result of the step
-            self.pairs = pairs  # to collect them at every update would keep a GPU waiting
-        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+            self.tensors = tensors  # to collect them at every update would keep a GPU waiting
+        averages, values, counters, counts = tensors
         # A number would be a constant of XLA's graph where it meets another that is equal.
-        weight = self.where.number(1 - decay) * self.share
-        self.where.lerp([average for average, _ in moving], [value for _, value in moving], weight)
-        counting = [pair for pair in pairs if not pair[0].is_floating_point()]
-        self.where.copy([counter for counter, _ in counting], [value for _, value in counting])
+        self.where.lerp(averages, values, self.where.number(1 - decay) * self.share)
+        self.where.copy(counters, counts)
+
+    def _collect(self, model: nn.Module) -> list[list[torch.Tensor]]:
+        """Averages and what they follow in `model`; counters and what they repeat."""
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        return [[pair[side] for pair in pairs if pair[0].is_floating_point() == floating]
+                for floating in (True, False) for side in (0, 1)]
 
 
 class TensorFlowEma(Ema):

@@ -3,7 +3,6 @@
 import csv
 import datetime
 import io
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from timm.models import safe_model_name
 from tqdm import tqdm
 
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write
+from timm_rs.files import atomic_write, make_folder
 from timm_rs.progress import on_terminal
 from timm_rs.recipe.knobs import Recipe
 
@@ -162,11 +161,9 @@ def prepare_folder(recipe: Recipe, data_config: dict[str, Any]) -> Path:
     if not recipe.resume and any(folder.glob('*.pth.tar')):
         raise UserError(f'{folder} already holds a run; continue it with --resume auto, or choose another --experiment')
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for half in folder.glob('.*.tmp'):  # of a run that was killed while it saved
             half.unlink()
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except OSError as error:
         raise UserError(f'output folder {folder} cannot be written: {error.strerror}; change --output') from None
     return folder
