@@ -1,6 +1,6 @@
 """Fixtures shared by all tests: a small folder of images and a way to run train.py inside the test process."""
 
-import importlib.util
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +14,8 @@ from hub_server import WRITE, HubServer
 from PIL import Image
 
 import timm_rs.publish.network
-import train
 from timm_rs.errors import exit_on_user_error
+from timm_rs.programs import train
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = ROOT / 'tests/expected'  # numbers, and the programs that make them
@@ -73,11 +73,8 @@ def assert_equal(first, second, where=''):
 
 
 def load_tool(name: str) -> ModuleType:
-    """The script tools/`name`.py as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The program behind tools/`name`.py."""
+    return importlib.import_module(f'timm_rs.programs.{name}')
 
 
 def failure(tool: ModuleType, capsys: pytest.CaptureFixture[str], *argv: object) -> str:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-import train
+from timm_rs.programs import train
 from timm_rs.training import checkpoint
 from timm_rs.training.checkpoint import Checkpoints, read_checkpoint
 from timm_rs.training.interruption import Interruption
@@ -415,7 +415,8 @@ with exit_on_user_error():
 @pytest.mark.slow
 def test_torchrun_starts_again_and_the_run_goes_on(arguments, tmp_path):
     program = '''
-import os, signal, sys, train
+import os, signal, sys
+from timm_rs.programs import train
 genuine = train.train_updates
 def dying(training, loader, recipe, device, place, progress):
     for reported in genuine(training, loader, recipe, device, place, progress):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import TINY, assert_equal, load_tool
 
-import train
 from timm_rs.data import loader as fast_loader
+from timm_rs.programs import train
 
 HARD = ['--drop', 0.2, '--drop-path', 0.1, '--mixup', 0.2, '--cutmix', 1.0, '--reprob', 0.5, '--aa', 'rand-m9-n2']
 BASE = [*TINY, '--batch-size', 4, '--model-ema', '--log-interval', 2, '--lr', 0.01, '--checkpoint-interval-minutes', 0]

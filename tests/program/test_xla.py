@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, write_images
 from test_resume import assert_same_run
 
-import train
+from timm_rs.programs import train
 
 pytest.importorskip('torch_xla', reason='needs torch_xla, and the torch that goes with it', exc_type=ImportError)
 pytestmark = [pytest.mark.xla, pytest.mark.timeout(900)]

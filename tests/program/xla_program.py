@@ -18,7 +18,7 @@ os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'  # compiles in ha
 import torch
 import torch_xla.debug.metrics as xla_metrics
 
-import train
+from timm_rs.programs import train
 
 torch.set_num_threads(1)
 

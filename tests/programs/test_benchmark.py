@@ -123,7 +123,7 @@ def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
     (['train', '--models', 'resnetrs50x'], 'unknown model resnetrs50x. Did you mean resnetrs50?'),
     (['infer', '--table7', '--device', 'tpu'], 'unknown device tpu: use cpu, cuda or cuda:N'),
     (['train', '--table3', '--csv', f'{__file__}/train.csv'], 'test_benchmark.py/train.csv cannot be written'),
-    (['train', '--table3', '--csv', str(Path(__file__).parent)], 'tools cannot be written: Is a directory'),
+    (['train', '--table3', '--csv', str(Path(__file__).parent)], 'programs cannot be written: Is a directory'),
     (['infer', '--table7', '--backends', 'fast'], 'unknown back-end fast: there are eager'),
 ])
 def test_bad_arguments_are_one_line(capsys, argv, words):

@@ -1,0 +1,1 @@
+"""What people call: parse, call the package, print."""

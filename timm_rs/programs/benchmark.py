@@ -1,0 +1,223 @@
+"""Measure speed and memory here: candidates in turn, medians and spreads, rows with provenance.
+
+examples:
+  python tools/benchmark.py train --table3 --device cuda --resume
+  python tools/benchmark.py train --table3 --device cpu --start-batch-size 4 --rounds 3
+  python tools/benchmark.py train --models tf_efficientnet_b0@224 resnetrs_50@160 --batch-size 8 --images 16
+  python tools/benchmark.py train --models resnetrs_50@160 --setups timm channels_last+fused channels_last+bf16+compile
+  python tools/benchmark.py train --table3-and-7 --precision bf16 --images 256 --rounds 3 --resume
+  python tools/benchmark.py infer --table7 --device cuda --precision bf16 --resume
+  python tools/benchmark.py memory --table3 --precision bf16
+  python tools/benchmark.py loader --recipe train_recipes/rs50.yaml
+  python tools/benchmark.py loader --recipe train_recipes/rs152_i224.yaml --data-dir imagenet --workers 8
+"""
+
+import argparse
+import dataclasses
+import re
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import timm_rs  # noqa: F401  (registers the models)
+from timm_rs.benchmark.models import (
+    BOTH_TABLES,
+    FIGURE_5,
+    PAPERS_BATCH_SIZE,
+    PAPERS_IMAGES,
+    TABLE_3,
+    TABLE_7,
+    Protocol,
+    inference_setups,
+    measure,
+    remaining,
+    table,
+    training_setups,
+)
+from timm_rs.benchmark.rows import decoding_psnr, provenance, ratios, spread, take_turns, write_photos
+from timm_rs.benchmark.step_process import PARTS, check_model
+from timm_rs.data.datasets import create_datasets
+from timm_rs.data.loader import create_train_loader, num_workers
+from timm_rs.data.samples import Samples, Subset, as_samples
+from timm_rs.data.shards.packing import pack
+from timm_rs.data.shards.reading import open_shards
+from timm_rs.data.workers import num_cores
+from timm_rs.device.torch_device import Device
+from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import append_rows, check_writable
+from timm_rs.inference.backends import BACKENDS
+from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
+from timm_rs.recipe.knobs import Recipe
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog='benchmark.py', description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    loader = commands.add_parser('loader', help='the data loader beside timm\'s: CPU time and images per second')
+    loader.add_argument('--images', type=int, default=2048, help='images per turn, in several epochs if need be [2048]')
+    loader.add_argument('--rounds', type=int, default=7, help='turns of each loader that count [7]')
+    loader.add_argument('--no-pack', action='store_true', help='leave out packed shards')
+    loader.add_argument('--csv', type=Path, help='add the rows to this file, e.g. results/loader.csv')
+    add_recipe_arguments(loader)
+    for work, words in (('train', 'training steps: time, images per second and peak memory'),
+                        ('infer', 'forward passes: the same, by back-end'),
+                        ('memory', 'peak memory of training steps, without the clock')):
+        add_model_arguments(commands.add_parser(work, help=words, description=words), work)
+    arguments = parser.parse_args(argv)
+    with exit_on_user_error():
+        if arguments.command == 'loader':
+            recipe, _ = resolve(arguments)
+            benchmark_loader(recipe, arguments)
+        else:
+            benchmark_models(arguments)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument('--models', nargs='+', metavar='NAME[@SIZE]',
+                       help='timm models, in turn; ratios are to the first')
+    which.add_argument('--table3', action='store_const', const=TABLE_3, dest='groups', help='the pairs of Table 3')
+    which.add_argument('--table7', action='store_const', const=TABLE_7, dest='groups',
+                       help='all models of Table 7, each ResNet-RS beside the EfficientNet of about its accuracy')
+    which.add_argument('--table3-and-7', action='store_const', const=BOTH_TABLES, dest='groups',
+                       help='both, those with pairs of equal accuracy first')
+    which.add_argument('--figure5', action='store_const', const=FIGURE_5, dest='groups',
+                       help='EfficientNet-RS beside EfficientNet')
+    if work == 'infer':
+        parser.add_argument('--backends', nargs='+', action='append', dest='setups', metavar='NAME',
+                            help=f'of {", ".join(BACKENDS)} [all of --precision that are here, but compiled ones]; '
+                            'given again, those are measured after these, in turns of their own')
+    else:
+        parser.add_argument('--setups', nargs='+', action='append', metavar='PART+PART',
+                            help=f'made of {", ".join(PARTS)}; timm is the loop of its train.py [channels_last]; '
+                            'given again, those are measured after these, in turns of their own')
+        parser.add_argument('--recipe', default='', metavar='FILE',
+                            help='take optimizer, average and regularisers of the step from this recipe [SGD for '
+                            'ResNets, RMSProp for EfficientNets, with averaging]')
+    parser.add_argument('--precision', choices=('fp32', 'bf16', *(['int8'] if work == 'infer' else [])),
+                        default='fp32', help='of what is measured [fp32]')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='cuda, cuda:N or cpu [cuda where there is one]')
+    parser.add_argument('--batch-size', default='auto', metavar='N|auto',
+                        help='auto: halved until it fits into memory, as in the paper [auto]')
+    parser.add_argument('--start-batch-size', type=int, default=PAPERS_BATCH_SIZE, metavar='N',
+                        help=f'where auto begins [{PAPERS_BATCH_SIZE}]')
+    parser.add_argument('--images', type=int, metavar='N', help='at least so many per turn; 0 for one batch '
+                        f'[{PAPERS_IMAGES} as in the paper, on a CPU 0]')
+    parser.add_argument('--rounds', type=int, default=5, help='turns of each that count, after one that does not [5]')
+    parser.add_argument('--csv', type=Path, default=Path(f'results/{work}.csv'), help='rows are added there '
+                        f'[results/{work}.csv]')
+    parser.add_argument('--resume', action='store_true', help='leave out what has its rows in the CSV already')
+
+
+def benchmark_models(arguments: Any) -> None:
+    images = arguments.images
+    if images is None:
+        images = PAPERS_IMAGES if arguments.device.startswith('cuda') else 0
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', arguments.device):
+        raise UserError(f'unknown device {arguments.device}: use cpu, cuda or cuda:N')
+    search = arguments.batch_size == 'auto'
+    batch_size = str(arguments.start_batch_size if search else arguments.batch_size)
+    if not batch_size.isdigit() or min(int(batch_size), arguments.rounds) < 1 or images < 0:
+        raise UserError('--batch-size (or auto), --start-batch-size and --rounds must be at least 1, --images 0')
+    groups = arguments.groups or [list(dict.fromkeys(
+        point if '@' in point else f'{point}@{default_size(point)}' for point in arguments.models))]
+    unmeasured, warnings, asked = [], [], 0
+    for names in arguments.setups or [None]:
+        setups = (inference_setups(names, arguments.precision, arguments.device) if arguments.command == 'infer'
+                  else training_setups(names, arguments.precision))
+        protocol = Protocol(arguments.command, setups, int(batch_size), search, images, arguments.rounds,
+                            arguments.device, getattr(arguments, 'recipe', ''))
+        left = remaining(groups, protocol, arguments.csv if arguments.resume else None)
+        unmeasured += [(group, protocol) for group in left]
+        warnings.append(protocol.warning())
+        asked += len(groups)
+    if len(unmeasured) < asked:
+        print(f'{asked - len(unmeasured)} of {asked} groups are in {arguments.csv} already')
+    check_writable(arguments.csv)
+    if any(warnings):
+        print(max(warnings))
+    for rows in measure(unmeasured):
+        append_rows(arguments.csv, rows)
+        print(table(rows), flush=True)
+
+
+def default_size(model: str) -> int:
+    """Pixels at which timm's configuration of `model` is trained."""
+    check_model(model)
+    return int(timm.get_pretrained_cfg(model).input_size[-1])
+
+
+def benchmark_loader(recipe: Recipe, arguments: Any) -> None:
+    if min(arguments.images, arguments.rounds) < 1:
+        raise UserError('--images and --rounds must be at least 1')
+    if not recipe.data_dir and not recipe.dataset:
+        recipe = dataclasses.replace(recipe, data_dir=str(write_photos()))
+    recipe = dataclasses.replace(recipe, val_split='')
+    device = Device('cpu')
+    samples, _, num_classes = create_datasets(recipe)
+    if not isinstance(samples, Samples):
+        raise UserError(f'dataset {recipe.dataset} is streamed, and has no loader but timm\'s; give a folder or shards')
+    if len(samples) > arguments.images:
+        samples = Subset(samples, range(arguments.images))
+    recipe = dataclasses.replace(
+        recipe, batch_size=min(recipe.batch_size, len(samples)), num_classes=num_classes or recipe.num_classes or 1000)
+    config = timm.data.resolve_data_config(
+        dataclasses.asdict(recipe), pretrained_cfg=timm.get_pretrained_cfg(recipe.model).to_dict())
+    size = config['input_size'][-1]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        fast = dict(loader='fast', preprocessing='timm')
+        candidates: dict[str, tuple[dict[str, Any], Samples]] = {
+            'timm': (dict(loader='timm', preprocessing='timm', randaugment='timm'), samples),
+            'fast': (fast, samples),
+            'fast, decode scaled': (fast | dict(decode='scaled'), samples)}
+        if recipe.preprocessing == 'tf':
+            candidates['fast, released crops'] = (dict(loader='fast'), samples)
+        if not arguments.no_pack:
+            pack(samples, scratch, 'train', workers=num_cores())
+            candidates['fast, packed'] = (fast, as_samples(open_shards(scratch, 'train')))
+        costs = take_turns({
+            name: partial(read, dataclasses.replace(recipe, **changes), config, data, arguments.images, device)
+            for name, (changes, data) in candidates.items()}, arguments.rounds, label='loaders')
+
+    exact, scaled, share = decoding_psnr(samples, size, min(len(samples), 200))
+    psnr = {'fast': exact, 'fast, decode scaled': scaled}
+    rows = []
+    print(f'{recipe.model} at {size} px, {num_workers(recipe)} workers, {arguments.images} images per turn, '
+          f'{arguments.rounds} rounds; CPU of all processes')
+    print(f'{"loader":20} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}')
+    for name, own in costs.items():
+        cpu, speed = spread([1e3 * cost.cpu for cost in own]), spread([1 / cost.wall for cost in own])
+        cpu_ratio, wall_ratio = (spread(ratios(costs['timm'], own, which)) for which in ('cpu', 'wall'))
+        print(f'{name:20} {cpu["median"]:10.3f} ({cpu["min"]:.3f}-{cpu["max"]:.3f}) {speed["median"]:9.0f} '
+              f'{cpu_ratio["median"]:13.2f} ({cpu_ratio["min"]:.2f}-{cpu_ratio["max"]:.2f})')
+        rows.append(dict(
+            loader=name, img_size=size, workers=num_workers(recipe), images=arguments.images, rounds=arguments.rounds,
+            **{f'cpu_ms_{key}': value for key, value in cpu.items()},
+            **{f'images_per_s_{key}': value for key, value in speed.items()},
+            **{f'cpu_ratio_to_timm_{key}': value for key, value in cpu_ratio.items()},
+            **{f'wall_ratio_to_timm_{key}': value for key, value in wall_ratio.items()},
+            psnr_db_median=psnr.get(name),
+            **provenance()))
+    print(f'median PSNR against PIL\'s full decode and antialiased bicubic of the same crop: exact {exact:.1f} dB; '
+          + (f'scaled {scaled:.1f} dB in the {100 * share:.0f} % of crops that it decodes smaller' if share else
+             'no crop is large enough to decode it smaller'))
+    if arguments.csv:
+        append_rows(arguments.csv, rows)
+
+
+def read(recipe: Recipe, config: dict[str, Any], samples: Samples, images: int, device: Device) -> int:
+    """Have a new loader make at least `images` images on the host; returns how many it made."""
+    assert recipe.num_classes
+    loader = create_train_loader(samples, recipe, config, recipe.num_classes, device)
+    done = epoch = 0
+    while done < images:
+        loader.set_epoch(epoch)
+        done += sum(len(batch) for batch, _ in loader.host_batches())
+        epoch += 1
+    return done  # the loader goes, and its workers with it

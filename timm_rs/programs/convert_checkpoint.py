@@ -1,0 +1,58 @@
+"""Convert a ResNet-RS checkpoint of the authors (TensorFlow 1), or of Keras, to a folder that timm loads."""
+import argparse
+
+from timm_rs.errors import exit_on_user_error
+from timm_rs.publish.convert import (
+    average_distance,
+    create_point,
+    load_weights,
+    logit_range,
+    open_checkpoint,
+    save_for_timm,
+)
+from timm_rs.publish.folder import check_output
+
+EXAMPLE = """example:
+  python tools/convert_checkpoint.py --model resnetrs_101 --tag tf_i160_in1k \\
+      resnet-rs-101-i160.tar.gz --output rs101
+  python -c "import timm; timm.create_model('local-dir:rs101', pretrained=True)"
+
+The checkpoints: https://github.com/tensorflow/tpu/tree/master/models/official/resnet/resnet_rs
+Reading them needs the extra: pip install -e ".[convert]"
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='SRC',
+                        help='folder or prefix of a TensorFlow checkpoint, its .tar.gz, or a Keras .h5')
+    parser.add_argument('--model', required=True, metavar='M', help='such as resnetrs_101')
+    parser.add_argument('--tag', required=True, metavar='T', help='such as tf_i160_in1k: sets image size and crop')
+    parser.add_argument('--output', required=True, metavar='DIR', help='a new folder')
+    parser.add_argument('--weights', choices=('ema', 'raw'),
+                        help='of a TensorFlow checkpoint: averaged (default) or as trained last')
+    parser.add_argument('--check', action='store_true',
+                        help='also print statistics, and look at the logits of noise')
+    args = parser.parse_args(argv)
+    with exit_on_user_error():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output(args.output)
+    name = f'{args.model}.{args.tag}'
+    model = create_point(name)
+    with open_checkpoint(args.source) as checkpoint:
+        load_weights(model, checkpoint, args.weights)
+        weights = 'the only' if checkpoint.is_keras else args.weights or 'ema'
+        if args.check:
+            state = model.state_dict()
+            print(f'{len(checkpoint.shapes)} variables in the file, each in its place; '
+                  f'{sum(p.numel() for p in model.parameters()) / 1e6:.3f} M parameters in {len(state)} tensors')
+            if checkpoint.has_averages:
+                print(f'averaged and raw weights differ by at most {average_distance(model, checkpoint):.3g}')
+            print('logits of noise are finite, from {:.3f} to {:.3f}'.format(*logit_range(model)))
+    save_for_timm(model, args.output, name, weights=weights)
+    print(f"{args.output}: {name}, {weights} weights; "
+          f"load them with timm.create_model('local-dir:{args.output}', pretrained=True)")

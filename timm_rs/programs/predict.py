@@ -1,0 +1,80 @@
+"""Print the most likely classes of images.
+
+Exit status: 0 when all images are good, 1 when some cannot be used (they are named), 2 when nothing can be done.
+"""
+import csv
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from tqdm import tqdm
+
+import timm_rs  # noqa: F401  (registers the models)
+from timm_rs.data.workers import num_cores
+from timm_rs.device.torch_device import Device
+from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import atomic_write
+from timm_rs.inference.export import SUFFIXES, as_source, open_export
+from timm_rs.inference.predict import Prediction, find_images, predict
+from timm_rs.inference.source import add_model_arguments, open_model
+from timm_rs.recipe.command_line import Parser
+
+EXAMPLE = """examples:
+  python tools/predict.py output/train/NAME cat.jpg photos/ https://example.org/dog.jpg
+  python tools/predict.py resnetrs_50 photos --top-k 3 --csv predictions.csv
+  python tools/predict.py rs50.onnx photos
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog='predict.py', description=__doc__, epilog=EXAMPLE)
+    add_model_arguments(parser, pretrained=True, exports=True)
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with all below), URLs')
+    parser.add_argument('--top-k', type=int, default=5, metavar='K', help='classes per image [%(default)s]')
+    parser.add_argument('--csv', type=Path, metavar='FILE', help='also write a row per image and class there')
+    parser.add_argument('--batch-size', type=int, default=32, metavar='N', help='images at once [%(default)s]')
+    parser.add_argument('--workers', type=int, metavar='N', help='processes that decode [by the number of images]')
+    parser.add_argument('--device', metavar='D', help='cpu or cuda [a GPU where there is one]')
+    args = parser.parse_args(argv)
+    with exit_on_user_error():
+        if run(args):
+            raise SystemExit(1)
+
+
+def run(args: Namespace) -> int:
+    """The number of images that cannot be used."""
+    if min(args.top_k, args.batch_size) < 1 or (args.workers or 0) < 0:
+        raise UserError('--top-k and --batch-size must be at least 1, --workers 0 or more')
+    if args.csv and not args.csv.parent.is_dir():
+        raise UserError(f'--csv {args.csv}: there is no folder {args.csv.parent}')
+    images = find_images(args.images)
+    device = Device(args.device or 'cuda', fall_back=not args.device)
+    batch_size = args.batch_size
+    if Path(args.model).suffix in SUFFIXES.values():
+        exported = open_export(Path(args.model))
+        source, device = as_source(Path(args.model), exported), Device('cpu')
+        fixed = exported.metadata['input']['shape'][0]
+        batch_size = batch_size if fixed == 'batch' else fixed
+    else:
+        source = open_model(
+            args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights)
+    workers = min(len(images) // 64, num_cores()) if args.workers is None else args.workers
+    rows, num_bad = [], 0
+    for prediction in predict(source, images, args.top_k, batch_size, workers, device):
+        num_bad += bool(prediction.problem)
+        say(prediction)
+        rows += [(prediction.image, rank, *found) for rank, found in enumerate(prediction.classes, start=1)]
+    if args.csv:
+        try:
+            with atomic_write(args.csv, newline='', encoding='utf-8', errors='surrogateescape') as file:
+                csv.writer(file, lineterminator='\n').writerows(
+                    [('image', 'rank', 'class_index', 'class_name', 'probability'), *rows])
+        except OSError as error:
+            raise UserError(f'--csv {args.csv} cannot be written: {error.strerror}') from error
+    return num_bad
+
+
+def say(prediction: Prediction) -> None:
+    classes = ', '.join(f'{found.name} {100 * found.probability:.1f} %' for found in prediction.classes)
+    line = f'{prediction.image}: {prediction.problem or classes}'.encode(errors='surrogateescape')  # not all is UTF-8
+    tqdm.write(line.decode(errors='backslashreplace'), file=sys.stderr if prediction.problem else sys.stdout)
