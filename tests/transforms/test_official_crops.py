@@ -9,7 +9,7 @@ from conftest import EXPECTED, TINY
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from timm_rs.data.timm_loader import Seeded, as_released
+from timm_rs.data.timm_loader import Seeded, create_transform_for_timm
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms import official_crops
@@ -192,12 +192,12 @@ AA = 'rand-m15-n2-p1.0-mmax15'
 def test_timms_loader_keeps_timms_transforms_by_default():
     for is_training in (True, False):
         timms = timm.data.create_transform(32, is_training=is_training, auto_augment=AA, use_prefetcher=True)
-        ours = as_released(Recipe(aa=AA), DATA, is_training)
+        ours = create_transform_for_timm(Recipe(aa=AA), DATA, is_training)
         assert [type(step) for step in ours.transforms] == [type(step) for step in timms.transforms]
 
 
 def test_timms_loader_can_do_as_the_release_with_random_numbers_from_torch():
-    transform = as_released(Recipe(aa=AA, randaugment='tf'), DATA, is_training=True)
+    transform = create_transform_for_timm(Recipe(aa=AA, randaugment='tf'), DATA, is_training=True)
     assert isinstance(transform, Seeded)
     image = Image.fromarray(IMAGE)
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import re
 import resource
 import signal
@@ -24,12 +25,12 @@ from timm_rs.errors import UserError, first_line
 from timm_rs.inference.backends import BACKENDS, inference_backends
 from timm_rs.recipe.knobs import Recipe, nearest
 from timm_rs.recipe.reading import read_file
-from timm_rs.training.build import build_model, create_training
-from timm_rs.training.engine import amp_dtype, train_updates
+from timm_rs.tasks import create_task
+from timm_rs.training.build import build_model, build_training
+from timm_rs.training.engine import train_updates
 from timm_rs.training.faults import is_out_of_memory
 from timm_rs.training.runlog import Progress
-from timm_rs.training.schedule import create_optimizer
-from timm_rs.training.state import Place
+from timm_rs.training.state import Position, Training
 
 # What a setup may be made of, as in channels_last+bf16+fused: changes to the recipe.
 TIMMS_LOOP = 'timm'  # and this: the update of timm's train.py, without our guard and kept memory
@@ -122,17 +123,26 @@ def step_recipe(candidate: Candidate) -> Recipe:
 def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
     """A function that makes so many steps of the candidate, on synthetic images that are on the device already."""
     recipe = step_recipe(candidate)
+    task, training = create_task(recipe), None
     with device.torch_device:  # a GPU draws the initial weights at once, a CPU takes seconds
-        model, config = build_model(recipe, device)
+        if candidate.work == 'train':
+            training = build_training(recipe, device, task)
+            model, config = training.model, training.data_config
+        else:
+            model, config = build_model(recipe, device, task)
         pixels = torch.randint(256, (candidate.batch_size, *config['input_size']), dtype=torch.uint8)
         mean, std = (255 * torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
         images = (pixels - mean) / std
         targets = torch.randint(model.num_classes, (candidate.batch_size,))
     del pixels
-    if candidate.work == 'train':
+    if training is not None:
         if recipe.mixes_images:
             targets = F.one_hot(targets, model.num_classes).float()
-        return training_work(recipe, device, model, images, targets, TIMMS_LOOP in candidate.setup.split('+'))
+        if TIMMS_LOOP not in candidate.setup.split('+'):
+            return training_work(training, device, images, targets)
+        # timm leaves the choice of the optimizer's kernels to torch
+        training.optimizer = create_optimizer_v2(model, **optimizer_kwargs(recipe) | recipe.opt_kwargs)
+        return timms_work(training, device, images, targets)
     run = inference_backends(model, images, [candidate.setup])[candidate.setup]
 
     def work(steps: int) -> None:
@@ -141,32 +151,35 @@ def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
     return work
 
 
-def training_work(recipe: Recipe, device: Device, model: Any, images: torch.Tensor, targets: torch.Tensor,
-                  is_timms: bool) -> Callable[[int], None]:
-    """Updates of the real training loop, or of timm's."""
-    # timm leaves the choice of the optimizer's kernels to torch
-    optimizer = (create_optimizer_v2(model, **optimizer_kwargs(recipe) | recipe.opt_kwargs) if is_timms else
-                 create_optimizer(model, recipe, device.world_size))
-    training = create_training(model, recipe, device, optimizer)
-    place, progress = Place(), Progress(1, 0, 1, enabled=False)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+def training_work(
+        training: Training, device: Device, images: torch.Tensor, targets: torch.Tensor) -> Callable[[int], None]:
+    """Updates of the real training loop."""
+    position, progress = Position(), Progress(1, 0, 1, enabled=False)
 
     def work(steps: int) -> None:
-        for _ in train_updates(training, [(images, targets)] * steps, recipe, device, place, progress):
+        for _ in train_updates(training, [(images, targets)] * steps, device, position, progress):
             pass
+    return work
 
-    def timms_work(steps: int) -> None:
+
+def timms_work(
+        training: Training, device: Device, images: torch.Tensor, targets: torch.Tensor) -> Callable[[int], None]:
+    """Updates as timm's train.py makes them."""
+    layout = torch.channels_last if training.settings.channels_last else torch.contiguous_format
+    updates = itertools.count(1)
+
+    def work(steps: int) -> None:
         training.wrapped.train()
         for _ in range(steps):
-            with device.autocast(amp_dtype(recipe)):
-                loss = training.loss(training.wrapped(images.contiguous(memory_format=layout)), targets)
+            with device.autocast(training.settings.dtype):
+                loss = training.task.loss(training.wrapped(images.contiguous(memory_format=layout)), targets)
             loss.backward()
             training.optimizer.step()
             training.optimizer.zero_grad()
-            place.update += 1
+            update = next(updates)
             if training.ema is not None:
-                training.ema.update(model, step=place.update)
-    return timms_work if is_timms else work
+                training.ema.update(training.model, step=update)
+    return work
 
 
 class Step:

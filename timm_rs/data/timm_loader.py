@@ -20,9 +20,12 @@ class TimmLoader:
 
     is_exact = False
 
-    def __init__(self, loader: Any, own_samples: int | None = None):
-        """Of `own_samples`, those after are repetitions that timm adds to even out the shares of processes."""
-        self.loader, self.own_samples = loader, own_samples
+    def __init__(self, loader: Any, own_samples: int | None = None, blank: Any = None):
+        """Samples after `own_samples` are repetitions that timm adds to even out the shares of processes.
+
+        Their targets become `blank`.
+        """
+        self.loader, self.own_samples, self.blank = loader, own_samples, blank
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -31,12 +34,11 @@ class TimmLoader:
         left = self.own_samples
         for images, targets in self.loader:
             if left is not None:
-                targets[max(left, 0):] = -1
+                targets[max(left, 0):] = self.blank
                 left -= len(targets)
             yield images, targets
 
     def host_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches as they leave the host: uint8 images (N, C, H, W) and class indices (N,)."""
         return iter(self.loader.loader)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -54,36 +56,37 @@ class TimmLoader:
 
 def create_timm_train_loader(
         dataset: Any, recipe: Recipe, data_config: dict[str, Any], mixing: dict[str, Any] | None,
-        label_check: Callable[[Any], Any], num_workers: int, device: Device) -> TimmLoader:
-    dataset = _for_timm(dataset, recipe, label_check)
+        encode: Callable[[Any], Any], num_workers: int, device: Device) -> TimmLoader:
+    dataset = _for_timm(dataset, image_mode(recipe), encode)
     loader = create_loader(
         dataset, is_training=True, batch_size=recipe.batch_size, collate_fn=mixing and FastCollateMixup(**mixing),
         re_prob=recipe.reprob, re_mode=recipe.remode, re_count=recipe.recount, num_aug_repeats=recipe.aug_repeats,
         num_workers=num_workers, worker_seeding=recipe.worker_seeding, **augmentation(recipe, data_config),
-        **_shared(recipe, data_config, device))
+        **_shared(data_config, recipe.pin_mem, device))
     if not len(loader):
         raise UserError(f'the training set has {len(dataset)} images, fewer than one batch of {recipe.batch_size} in '
                         f'each of {device.world_size} process(es); lower --batch-size')
-    dataset.transform = as_released(recipe, data_config, is_training=True)
+    dataset.transform = create_transform_for_timm(recipe, data_config, is_training=True)
     return TimmLoader(loader)
 
 
 def create_timm_eval_loader(
-        dataset: Any, recipe: Recipe, data_config: dict[str, Any], label_check: Callable[[Any], Any],
+        dataset: Any, recipe: Recipe, data_config: dict[str, Any], encode: Callable[[Any], Any], blank: Any,
         num_workers: int, device: Device) -> TimmLoader:
-    dataset = _for_timm(dataset, recipe, label_check)
+    dataset = _for_timm(dataset, image_mode(recipe), encode)
     streamed = isinstance(dataset, torch.utils.data.IterableDataset)
     if streamed and device.is_distributed:  # fewer workers leave fewer ragged ends, as in timm's train.py
         num_workers = min(2, num_workers)
     loader = create_loader(
         dataset, is_training=False, batch_size=recipe.validation_batch_size or recipe.batch_size,
         interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'], num_workers=num_workers, **_shared(recipe, data_config, device))
-    dataset.transform = as_released(recipe, data_config, is_training=False)
-    return TimmLoader(loader, None if streamed else -((len(dataset) - device.rank) // -device.world_size))
+        crop_mode=data_config['crop_mode'], num_workers=num_workers, **_shared(data_config, recipe.pin_mem, device))
+    dataset.transform = create_transform_for_timm(recipe, data_config, is_training=False)
+    own = None if streamed else -((len(dataset) - device.rank) // -device.world_size)
+    return TimmLoader(loader, own, blank)
 
 
-def as_released(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Any:
+def create_transform_for_timm(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Any:
     """timm's transform, or one that does what the recipe wants as in the authors' release."""
     if 'tf' in (recipe.preprocessing, recipe.randaugment):
         return Seeded(create_transform(recipe, data_config, is_training))
@@ -106,14 +109,14 @@ class Seeded:
         return torch.tensor(self.transform(image, int(torch.randint(2**63 - 1, ())))).permute(2, 0, 1)
 
 
-def _for_timm(dataset: Any, recipe: Recipe, label_check: Callable[[Any], Any]) -> Any:
+def _for_timm(dataset: Any, mode: str, encode: Callable[[Any], Any]) -> Any:
     if isinstance(dataset, Samples):
-        dataset = getattr(dataset, 'dataset', None) or PilDataset(dataset, image_mode(recipe))
-    dataset.target_transform = label_check
+        dataset = getattr(dataset, 'dataset', None) or PilDataset(dataset, mode)
+    dataset.target_transform = encode
     return dataset
 
 
-def _shared(recipe: Recipe, data_config: dict[str, Any], device: Device) -> dict[str, Any]:
+def _shared(data_config: dict[str, Any], pin_memory: bool, device: Device) -> dict[str, Any]:
     return dict(
         input_size=data_config['input_size'], mean=data_config['mean'], std=data_config['std'],
-        pin_memory=recipe.pin_mem, device=device.torch_device, distributed=device.is_distributed)
+        pin_memory=pin_memory, device=device.torch_device, distributed=device.is_distributed)

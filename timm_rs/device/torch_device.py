@@ -305,6 +305,11 @@ class Device:
             raise UserError(problem)
         return result
 
+    def say(self, text: str) -> None:
+        """Print `text` in the primary process."""
+        if self.is_primary:
+            print(text, flush=True)
+
     def close(self) -> None:
         if self.is_distributed:
             torch.distributed.destroy_process_group()

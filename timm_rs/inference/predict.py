@@ -19,6 +19,7 @@ from timm_rs.errors import UserError
 from timm_rs.inference.backends import Runner, run_torch
 from timm_rs.inference.source import Source
 from timm_rs.progress import track
+from timm_rs.tasks import create_task
 
 MAX_DOWNLOAD = 100 << 20  # bytes of one image
 TIMEOUT_S = 30
@@ -147,6 +148,6 @@ def download(url: str) -> bytes:
 
 def _loader(source: Source, samples: FileSamples, batch_size: int, workers: int, device: Device) -> Loader:
     recipe = replace(source.recipe, loader='fast', validation_batch_size=batch_size, workers=workers)
-    loader = create_eval_loader(samples, recipe, source.data_config, 1, device)
+    loader = create_eval_loader(samples, recipe, source.data_config, create_task(recipe), 1, device)
     assert isinstance(loader, Loader)
     return loader

@@ -12,6 +12,7 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import KeyValues
 from timm_rs.recipe.knobs import Recipe, nearest
+from timm_rs.tasks import create_task
 from timm_rs.training.build import build_model
 from timm_rs.training.trained import read_run
 
@@ -74,7 +75,7 @@ def open_model(
     if img_size and not source.startswith(SCHEMES) and getattr(
             timm.get_pretrained_cfg(source), 'fixed_input_size', False):
         recipe.model_kwargs = recipe.model_kwargs | dict(img_size=img_size)  # it is part of such a network
-    model, data_config = build_model(recipe, Device('cpu'))
+    model, data_config = build_model(recipe, Device('cpu'), create_task(recipe))
     names = names_of_timm_model(model) if pretrained else None
     return Source(source.removeprefix('local-dir:'), model.eval(), recipe, data_config, names)
 

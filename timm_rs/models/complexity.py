@@ -95,6 +95,11 @@ def measure(
     )
 
 
+def count_parameters(model: nn.Module) -> float:
+    """In millions."""
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]

@@ -94,15 +94,17 @@ def model_card(
 
 def _header(trained: Trained, repo_id: str, license: str, dataset: str, needs: str | None) -> dict[str, Any]:
     header: dict[str, Any] = dict(
-        tags=['image-classification', 'timm', 'timm_rs'], pipeline_tag='image-classification',
+        tags=[trained.task.hub[0], 'timm', 'timm_rs'], pipeline_tag=trained.task.hub[0],
         library_name=needs or 'timm',  # the Hub shows code of its own for timm, which would fail without the package
         license=license, datasets=[dataset])
-    if measured := {name: trained.metrics[name] for name in ('top1', 'top5') if name in trained.metrics}:
+    kind, kind_name = trained.task.hub
+    measured = [(metric.hub, trained.metrics[metric.name]) for metric in trained.task.metrics
+                if metric.hub and metric.name in trained.metrics]
+    if measured:
         header['model-index'] = [dict(name=repo_id.rpartition('/')[2], results=[dict(
-            task=dict(type='image-classification', name='Image Classification'),
+            task=dict(type=kind, name=kind_name),
             dataset=dict(type=dataset, name=dataset, split=trained.recipe.val_split or 'validation'),
-            metrics=[dict(type='accuracy', name=f'Top {name[3:]} Accuracy', value=round(value, 3))
-                     for name, value in measured.items()])])]
+            metrics=[dict(type=hub[0], name=hub[1], value=round(value, 3)) for hub, value in measured])])]
     return header
 
 
@@ -112,17 +114,15 @@ def _snippet(trained: Trained, repo_id: str, needs: str | None) -> str:
              f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()",
              'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))',
              f"image = Image.open('image.jpg').convert('{mode}')",
-             'with torch.inference_mode():',
-             '    probabilities = model(transform(image).unsqueeze(0)).softmax(dim=1)',
-             f'print(probabilities.topk({min(5, trained.model.num_classes)}))']
+             'with torch.inference_mode():', *trained.task.usage(trained.model.num_classes)]
     return '\n'.join(([f'import {needs}'] if needs else []) + lines) + '\n'
 
 
 def _results(trained: Trained, dataset: str, size: str) -> str:
     if not trained.metrics:
         return 'None: this run had no validation split.'
-    names = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'loss': 'loss'}
-    cells = {names[name]: f'{value:.3f}' for name, value in trained.metrics.items()}
+    cells = {metric.heading: f'{trained.metrics[metric.name]:.3f}' for metric in trained.task.metrics
+             if metric.name in trained.metrics}
     split = f'{dataset}, split {trained.recipe.val_split or "validation"}'
     cells |= {'data': split + (f', {trained.images} images' if trained.images else ''), 'image': size,
               'crop': f'{trained.data_config["crop_pct"]:g}'}

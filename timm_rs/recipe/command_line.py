@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 from typing import Any, NoReturn
 
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
@@ -50,22 +51,27 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         '--recipe', '--config', '-c', metavar='FILE', help='YAML file with the values of a run (train_recipes/)')
     group: Any = parser
     for name, field in FIELDS.items():
-        metadata, (kind, element, _) = field.metadata, value_type(name)
-        if metadata['section']:
-            group = parser.add_argument_group(metadata['section'])
-        default = getattr(DEFAULTS, name)
-        options: dict[str, Any] = dict(dest=name, default=argparse.SUPPRESS)
-        options['help'] = (metadata['help'] + f' [{as_yaml(default)}]').replace('%', '%%')
-        if kind is bool:
-            options['action'] = argparse.BooleanOptionalAction
-        elif kind is dict:
-            options.update(nargs='*', action=KeyValues, metavar='KEY=VALUE')
-        elif kind is list:
-            options.update(nargs=metadata['nargs'] or '+', type=element, metavar='N')
-        else:
-            shown = '|'.join(filter(None, metadata['choices'] or ())) or kind.__name__.upper()
-            options.update(type=kind, metavar=shown)
-        group.add_argument(flag(name), *metadata['flags'], **options)
+        if field.metadata['section']:
+            group = parser.add_argument_group(field.metadata['section'])
+        add_knob(group, name, field, getattr(DEFAULTS, name), Recipe)
+
+
+def add_knob(
+        group: Any, name: str, field: dataclasses.Field[Any], default: Any, declared: type, prefix: str = '') -> None:
+    """The option of a knob that the dataclass `declared` declares. Its value, if given, is in `prefix` + `name`."""
+    metadata, (kind, element, _) = field.metadata, value_type(name, declared)
+    options: dict[str, Any] = dict(dest=prefix + name, default=argparse.SUPPRESS)
+    options['help'] = (metadata['help'] + f' [{as_yaml(default)}]').replace('%', '%%')
+    if kind is bool:
+        options['action'] = argparse.BooleanOptionalAction
+    elif kind is dict:
+        options.update(nargs='*', action=KeyValues, metavar='KEY=VALUE')
+    elif kind is list:
+        options.update(nargs=metadata['nargs'] or '+', type=element, metavar='N')
+    else:
+        shown = '|'.join(filter(None, metadata['choices'] or ())) or kind.__name__.upper()
+        options.update(type=kind, metavar=shown)
+    group.add_argument(flag(name), *metadata['flags'], **options)
 
 
 def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
@@ -76,6 +82,14 @@ def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
     """
     values = read_file(arguments.recipe) if arguments.recipe else {}
     sources = dict.fromkeys(FIELDS, 'default') | dict.fromkeys(values, str(arguments.recipe))
+    task_knobs = values.setdefault('task_knobs', {})
+    for task, knobs in task_knobs.items():
+        sources |= {f'{task}.{name}': str(arguments.recipe) for name in knobs}
+    for name, value in vars(arguments).items():
+        task, dot, knob_name = name.partition('.')
+        if dot:
+            task_knobs.setdefault(task, {})[knob_name] = value
+            sources[name] = 'command line'
     for name in FIELDS:
         if hasattr(arguments, name):
             values[name] = check_value(name, getattr(arguments, name), 'command line')

@@ -199,11 +199,13 @@ class Recipe:
     pin_mem: bool = knob(False, 'pin host memory for faster transfers', free=True)
     output: str = knob('', 'folder of all runs (default: ./output/train)', free=True, private=True)
     experiment: str = knob('', 'name of this run\'s folder (default: date-model-size)', free=True, private=True)
-    eval_metric: str = knob('top1', 'what model_best is chosen by', choices=('top1', 'top5', 'loss'))
+    eval_metric: str = knob('top1', 'what model_best is chosen by: top1, top5 or loss')
 
+    task: str = knob(
+        'classification', 'what kind of work it is: classification, or module:Class for a task of your own',
+        section='Only in timm_rs', block=True)
     builtin_data: str = knob(
-        '', 'dataset to write and use when no data_dir is given', section='Only in timm_rs', choices=('', 'digits'),
-        block=True)
+        '', 'dataset to write and use when no data_dir is given', choices=('', 'digits'), block=True)
     ema_ramp: str = knob(
         'timm', 'curve of model_ema_warmup: timm\'s, or TensorFlow\'s min(decay, (1+t)/(10+t))',
         choices=('timm', 'tf'), block=True)
@@ -245,10 +247,26 @@ class Recipe:
         'timm', 'what decays: timm\'s kernels, or as in the TF1 release all but batch norm, biases included',
         choices=('timm', 'tf'), block=True)
 
+    # The knobs that a task declares in its own file, by the task's name: in YAML a block of this name in `BLOCK`.
+    task_knobs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
     @property
     def mixes_images(self) -> bool:
         """Whether mixup or cutmix is on: targets are then soft, and already smoothed."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
+    def learning_rate(self, num_devices: int) -> float:
+        """`lr`, or `lr_base` scaled from `lr_base_size` to the global batch (linearly; by the root for ada*, lamb)."""
+        if self.lr is not None:
+            return self.lr
+        ratio = self.images_per_update(num_devices) / self.lr_base_size
+        adaptive = any(name in self.opt.lower() for name in ('ada', 'lamb'))
+        scale = self.lr_base_scale or ('sqrt' if adaptive else 'linear')
+        return float(self.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio))
+
+    def images_per_update(self, num_devices: int) -> int:
+        """The global batch: images of all devices together."""
+        return self.batch_size * num_devices * self.grad_accum_steps
 
     @property
     def channels(self) -> int | None:
@@ -256,13 +274,17 @@ class Recipe:
         return self.input_size[0] if self.input_size else self.in_chans
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
-_HINTS = typing.get_type_hints(Recipe)
+def fields_of(declared: type) -> dict[str, dataclasses.Field[Any]]:
+    """The knobs that a dataclass declares, by name."""
+    return {field.name: field for field in dataclasses.fields(declared) if field.metadata}
 
 
-def value_type(name: str) -> tuple[type, type | None, bool]:
-    """(container or scalar type, element type of a list, may be null) of a knob."""
-    hint, optional = _HINTS[name], False
+FIELDS = fields_of(Recipe)
+
+
+def value_type(name: str, declared: type = Recipe) -> tuple[type, type | None, bool]:
+    """(container or scalar type, element type of a list, may be null) of a knob of a dataclass."""
+    hint, optional = typing.get_type_hints(declared)[name], False
     if isinstance(hint, types.UnionType):
         hint, optional = next(arg for arg in hint.__args__ if arg is not types.NoneType), True
     origin = typing.get_origin(hint)

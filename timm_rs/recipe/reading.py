@@ -11,13 +11,16 @@ from typing import Any
 
 import yaml
 
-from timm_rs.recipe.knobs import BLOCK, FIELDS, Recipe, RecipeError, nearest, value_type
+from timm_rs.recipe.knobs import BLOCK, FIELDS, Recipe, RecipeError, fields_of, nearest, value_type
 
 # ---- values -----------------------------------------------------------------------------------------------------
 
-def check_value(name: str, value: Any, where: str) -> Any:
-    """`value` in the knob's type, or a `RecipeError` that says what is wrong and what to write."""
-    field, (kind, element, optional) = FIELDS[name], value_type(name)
+def check_value(name: str, value: Any, where: str, declared: type = Recipe) -> Any:
+    """`value` in the type of a knob that a dataclass declares.
+
+    Raises `RecipeError` that says what is wrong, `where`, and what to write.
+    """
+    field, (kind, element, optional) = fields_of(declared)[name], value_type(name, declared)
     if value is None:
         if optional:
             return None
@@ -108,7 +111,9 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     block = content.pop(BLOCK, None) or {}
     if not isinstance(block, dict):
         raise RecipeError(f'{path}: {BLOCK} must be a block of "key: value" lines, got {block!r}')
-    values = {}
+    values: dict[str, Any] = {}
+    for name in [name for name, value in block.items() if name not in FIELDS and isinstance(value, dict)]:
+        values.setdefault('task_knobs', {})[name] = block.pop(name)  # which the task checks
     for keys, in_block in ((content, False), (block, True)):
         for key, value in keys.items():
             name = _check_key(str(key), in_block, path)
@@ -142,6 +147,11 @@ def to_yaml(recipe: Recipe, sources: dict[str, str] | None = None) -> str:
         if field.metadata['section']:
             lines.append(f'\n# {field.metadata["section"]}')
         lines.append(line)
+    for task, knobs in recipe.task_knobs.items():
+        block.append(f'{task}:')
+        for name, value in knobs.items():
+            line = f'  {name}: {as_yaml(value)}'
+            block.append(f'{line:48}  # {sources.get(f"{task}.{name}", "default")}' if sources else line)
     return '\n'.join(lines).lstrip() + f'\n\n{BLOCK}:\n' + textwrap.indent('\n'.join(block), '  ') + '\n'
 
 

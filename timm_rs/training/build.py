@@ -2,30 +2,74 @@
 
 import dataclasses
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm, set_fast_norm
-from timm.scheduler.scheduler import Scheduler
-from torch import nn
 
+from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.models.batch_norm import group_batch_norm
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks.task import Task
 from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
 from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import amp_dtype, create_loss
-from timm_rs.training.state import Training
+from timm_rs.training.schedule import create_optimizer, create_schedule
+from timm_rs.training.state import StepSettings, Training
 
 
-def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
+def build_training(recipe: Recipe, device: Device, task: Task, samples: Any = None) -> Training:
+    """All that a run works on, before its first update: put together here, in the one right order.
+
+    Without `samples` there is no loader and no schedule. What the device needs to hear before the first update
+    (`Device.prepare`) comes after any resume. Raises UserError for a recipe that cannot be trained as written.
+    """
+    model, data_config = build_model(recipe, device, task)
+    loader = None if samples is None else create_train_loader(
+        samples, recipe, data_config, task, model.num_classes, device)
+    optimizer = create_optimizer(model, recipe, device.num_devices)
+    schedule, num_epochs, updates_per_epoch = None, 0, 0
+    if loader is not None:
+        updates_per_epoch = math.ceil(len(loader) / recipe.grad_accum_steps)  # the last may accumulate fewer batches
+        schedule, num_epochs = create_schedule(
+            optimizer, recipe, updates_per_epoch, not (recipe.val_split and task.best_by.higher_is_better))
+    task.to(device.torch_device)
+    settings = create_step_settings(recipe)
+    wrapped: Any = model
+    if recipe.torchcompile:
+        wrapped = torch.compile(model, backend=recipe.torchcompile, mode=recipe.torchcompile_mode)
+    return Training(
+        # `model` keeps the weights under their plain names.
+        model=model, wrapped=device.data_parallel(wrapped, broadcast_buffers=not recipe.no_ddp_bb),
+        # The average comes after wrapping, which gives every process the primary's initial weights.
+        ema=create_ema(model, recipe, device),
+        task=task, settings=settings, optimizer=optimizer, schedule=schedule,
+        scaler=device.grad_scaler(settings.dtype), unreported=device.put(torch.zeros(3)),
+        in_a_row=device.put(torch.zeros(1)), data_config=data_config, train_loader=loader,
+        updates_per_epoch=updates_per_epoch, num_epochs=num_epochs,
+        origin=dict(arch=recipe.model, args=dataclasses.asdict(recipe),
+                    global_batch=recipe.images_per_update(device.num_devices)))
+
+
+def create_step_settings(recipe: Recipe) -> StepSettings:
+    return StepSettings(
+        batch_size=recipe.batch_size, grad_accum_steps=recipe.grad_accum_steps,
+        dtype=getattr(torch, recipe.amp_dtype) if recipe.amp else None, channels_last=recipe.channels_last,
+        clip_grad=recipe.clip_grad, clip_mode=recipe.clip_mode, log_interval=recipe.log_interval,
+        max_nonfinite_steps=recipe.max_nonfinite_steps,
+        overwrites_gradients=recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune'))
+
+
+def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[str, Any]]:
     """The model of the recipe on its device, and timm's data configuration (size, crop, mean, …) for it."""
-    if device.is_lazy:
-        _check_for_graphs(recipe)
+    if device.is_lazy and recipe.torchcompile:
+        raise UserError('torchcompile does not go with device xla, which compiles whole steps itself')
+    if device.is_lazy and recipe.amp and recipe.amp_dtype == 'float16':
+        raise UserError('mixed precision on device xla is bfloat16: give --amp-dtype bfloat16')
     overlay = None
     if recipe.pretrained_path:
         if not Path(recipe.pretrained_path).is_file():
@@ -38,8 +82,8 @@ def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
             importlib.import_module(module)
         if recipe.fast_norm:
             set_fast_norm()
-        model = timm.create_model(
-            recipe.model, pretrained=recipe.pretrained or bool(overlay), pretrained_cfg_overlay=overlay,
+        model: Any = task.create_model(
+            model_name=recipe.model, pretrained=recipe.pretrained or bool(overlay), pretrained_cfg_overlay=overlay,
             in_chans=recipe.channels, num_classes=recipe.num_classes,
             drop_rate=recipe.drop, drop_path_rate=recipe.drop_path, drop_block_rate=recipe.drop_block,
             global_pool=recipe.gp, bn_momentum=recipe.bn_momentum, bn_eps=recipe.bn_eps, **recipe.model_kwargs)
@@ -72,30 +116,3 @@ def build_model(recipe: Recipe, device: Device) -> tuple[Any, dict[str, Any]]:
         model = group_batch_norm(model, group_size)
     memory_format = torch.channels_last if recipe.channels_last and not device.is_lazy else torch.preserve_format
     return model.to(device.torch_device, memory_format=memory_format), data_config
-
-
-def create_training(
-        model: nn.Module, recipe: Recipe, device: Device, optimizer: torch.optim.Optimizer,
-        schedule: Scheduler | None = None) -> Training:
-    """All that an epoch works on, before its first update."""
-    # The average comes after wrapping, which gives every process the primary's initial weights.
-    return Training(
-        model=model, wrapped=_compile_and_distribute(model, recipe, device), optimizer=optimizer, schedule=schedule,
-        loss=create_loss(recipe).to(device.torch_device), scaler=device.grad_scaler(amp_dtype(recipe)),
-        ema=create_ema(model, recipe, device), unreported=device.put(torch.zeros(3)))
-
-
-def _check_for_graphs(recipe: Recipe) -> None:
-    """Raise UserError for what does not go with a device that compiles whole steps."""
-    if recipe.torchcompile:
-        raise UserError('torchcompile does not go with device xla, which compiles whole steps itself')
-    if recipe.amp and recipe.amp_dtype == 'float16':
-        raise UserError('mixed precision on device xla is bfloat16: give --amp-dtype bfloat16')
-
-
-def _compile_and_distribute(model: nn.Module, recipe: Recipe, device: Device) -> nn.Module:
-    """The callable of the training step; `model` itself keeps the weights under their plain names."""
-    wrapped: Any = model
-    if recipe.torchcompile:
-        wrapped = torch.compile(model, backend=recipe.torchcompile, mode=recipe.torchcompile_mode)
-    return device.data_parallel(wrapped, broadcast_buffers=not recipe.no_ddp_bb)

@@ -4,7 +4,7 @@ import torch
 
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe.knobs import Recipe
+from timm_rs.training.state import StepSettings
 
 _MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
            'std::bad_alloc', 'RESOURCE_EXHAUSTED')
@@ -12,18 +12,18 @@ _PEERS = ('Connection closed by peer', 'Connection reset by peer', 'Timed out wa
           'gloo')
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _MEMORY)
 
 
-def explain(error: Exception, recipe: Recipe, device: Device, go_on: str) -> UserError | None:
+def explain(error: BaseException, settings: StepSettings, device: Device, go_on: str) -> UserError | None:
     """`error` as a message with the remedy, or None for a bug. `go_on` tells how to continue the run."""
     if isinstance(error, UserError):
         return None
     text = str(error)
     if is_out_of_memory(error):
-        smaller, steps = max(recipe.batch_size // 2, 1), 2 * recipe.grad_accum_steps
-        return UserError(f'out of memory with batches of {recipe.batch_size} images: try --batch-size {smaller} '
+        smaller, steps = max(settings.batch_size // 2, 1), 2 * settings.grad_accum_steps
+        return UserError(f'out of memory with batches of {settings.batch_size} images: try --batch-size {smaller} '
                          f'--grad-accum-steps {steps} (as many images per update), --grad-checkpointing or --amp; '
                          f'{go_on}')
     if 'DataLoader worker' in text and ('killed by signal' in text or 'exited unexpectedly' in text):

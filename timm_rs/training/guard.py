@@ -3,7 +3,7 @@
 import torch
 
 from timm_rs.device.torch_device import Device
-from timm_rs.training.state import Place, Training
+from timm_rs.training.state import Position, Training
 
 
 class Guard:
@@ -12,9 +12,8 @@ class Guard:
     The host asks before each update, which costs nothing where the device is the CPU.
     """
 
-    def __init__(self, training: Training, device: Device, place: Place, max_in_a_row: int):
-        """`max_in_a_row` updates left out one after the other are tolerated (`Place.skipped_in_a_row`)."""
-        self.training, self.device, self.place, self.max_in_a_row = training, device, place, max_in_a_row
+    def __init__(self, training: Training, device: Device, position: Position):
+        self.training, self.device, self.position = training, device, position
         self.loss_sum = device.put(torch.zeros(1))  # of the batches in this update
         self.num_images = 0
         self.weights = list(training.model.parameters())
@@ -65,7 +64,7 @@ class Guard:
         """Count the update, whether it was made or not."""
         if not self.made:
             self.training.unreported[2] += 1 / self.device.num_summed
-        self.place.skipped_in_a_row = self.place.skipped_in_a_row + 1 if self.hopeless else 0
+        self.position.skipped_in_a_row = self.position.skipped_in_a_row + 1 if self.hopeless else 0
         self._start_over()
 
     def report(self) -> tuple[torch.Tensor, ...]:
@@ -87,13 +86,15 @@ class DeviceGuard(Guard):
     on the device. The host hears of it with the reports.
     """
 
-    def __init__(self, training: Training, device: Device, place: Place, max_in_a_row: int):
-        super().__init__(training, device, place, max_in_a_row)
+    def __init__(self, training: Training, device: Device, position: Position):
+        super().__init__(training, device, position)
+        self.max_in_a_row = training.settings.max_nonfinite_steps
         self.buffers, self.before = device.bits(self.buffers), device.bits(self.before)
         self.kept: list[torch.Tensor] = []  # weights and optimizer state before the update
         self.is_fused = bool(getattr(training.optimizer, '_step_supports_amp_scaling', False))
         # A run that was stopped for too many may have been given a remedy: it gets another try.
-        self.in_a_row = device.put(torch.tensor([float(min(place.skipped_in_a_row, max_in_a_row))]))
+        in_a_row = min(position.skipped_in_a_row, self.max_in_a_row)
+        training.in_a_row = device.put(torch.tensor([float(in_a_row)]))
         device.end_step()  # the first update finds what the others find
 
     @torch.no_grad()
@@ -139,10 +140,10 @@ class DeviceGuard(Guard):
             torch.where(self.finite, self.loss_sum, 0.0), finite * self.num_images,
             (1 - finite) / self.device.num_summed])
         # Too many in a row stay too many until the host hears of it.
-        self.in_a_row = torch.where(
-            self.in_a_row > self.max_in_a_row, self.in_a_row, (self.in_a_row + 1) * is_hopeless.float())
-        self.training.in_a_row = self.in_a_row
+        in_a_row = self.training.in_a_row
+        self.training.in_a_row = torch.where(
+            in_a_row > self.max_in_a_row, in_a_row, (in_a_row + 1) * is_hopeless.float())
         self._start_over()
 
     def report(self) -> tuple[torch.Tensor, ...]:
-        return (self.in_a_row,)
+        return (self.training.in_a_row,)

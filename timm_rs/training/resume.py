@@ -14,7 +14,7 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.training.checkpoint import Checkpoints, describe, load_weights, read_checkpoint
-from timm_rs.training.state import Place, Training
+from timm_rs.training.state import Position, Training
 
 
 def random_state() -> dict[str, Any]:
@@ -41,25 +41,24 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def checkpoint_state(
-        training: Training, recipe: Recipe, device: Device, place: Place, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
+        training: Training, device: Device, position: Position, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What a checkpoint holds besides epoch and metric: under timm's key names what timm knows, and what it does not.
 
     All processes must call it together. `rows` are those of the summary.
     """
     device.flush()
-    if training.in_a_row is not None:
-        place.skipped_in_a_row = round(device.to_cpu(training.in_a_row).item())
+    if device.is_asynchronous:
+        position.skipped_in_a_row = round(device.to_cpu(training.in_a_row).item())
     own = dict(random_state=random_state(), unreported=training.unreported.cpu())
     if device.keeps_replicas:  # batch norm and its average differ from process to process
         own |= {name: {key: value.cpu() for key, value in model.named_buffers()}
                 for name, model in _models(training).items()}
     state = dict(
-        arch=recipe.model, version=2, args=dataclasses.asdict(recipe), state_dict=training.model.state_dict(),
-        optimizer=training.optimizer.state_dict(), place=dataclasses.asdict(place), summary=rows,
-        processes=device.gather([own]), global_batch=global_batch(recipe, device))
-    if training.ema is not None:
-        state['state_dict_ema'] = training.ema.module.state_dict()
+        **training.origin, version=2, state_dict=training.model.state_dict(),
+        optimizer=training.optimizer.state_dict(), place=dataclasses.asdict(position), summary=rows,
+        processes=device.gather([own]))
+    if training.average is not None:
+        state['state_dict_ema'] = training.average.state_dict()
     if training.scaler.is_enabled():
         state['amp_scaler'] = training.scaler.state_dict()
     if isinstance(training.schedule, PlateauLRScheduler):  # all others follow from the number of updates
@@ -67,45 +66,40 @@ def checkpoint_state(
     return device.to_cpu(state)  # type: ignore[no-any-return]
 
 
-def global_batch(recipe: Recipe, device: Device) -> int:
-    """Images per update, of all processes together."""
-    return recipe.batch_size * recipe.grad_accum_steps * device.num_devices
-
-
 def _models(training: Training) -> dict[str, nn.Module]:
-    return dict(model=training.model) | (dict(ema=training.ema.module) if training.ema is not None else {})
+    return dict(model=training.model) | (dict(ema=training.average) if training.average is not None else {})
 
 
 def resume(
-        recipe: Recipe, training: Training, checkpoints: Checkpoints, device: Device, updates_per_epoch: int,
-        num_images: int) -> tuple[Place, list[dict[str, Any]] | None]:
+        recipe: Recipe, training: Training, checkpoints: Checkpoints, device: Device, num_images: int
+) -> tuple[Position, list[dict[str, Any]] | None]:
     """Restore the run from `recipe.resume`; returns where to go on, and the summary's rows so far (None: not known).
 
     With `auto` that is the newest checkpoint of the run that is whole, or the beginning. A checkpoint of another
     number of processes, or of another batch size, keeps its place in the data. Raises UserError when nothing fits,
     and when the recipe is not that of the checkpoint, unless `allow_recipe_change`.
     """
-    path, content = _choose(recipe, checkpoints, device)
+    path, content = _choose(recipe.resume, checkpoints, device)
     if path is None:
         epoch = recipe.start_epoch or 0
-        place = Place(epoch=epoch, update=epoch * updates_per_epoch)
-        _set_schedule(training, place, content)
-        return place, None
+        position = Position(epoch=epoch, update=epoch * training.updates_per_epoch)
+        _set_schedule(training, position, content)
+        return position, None
     try:
-        return _restore(path, content, recipe, training, checkpoints, device, updates_per_epoch, num_images)
+        return _resume_from(path, content, recipe, training, checkpoints, device, num_images)
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise UserError(f'{describe(path, content)} cannot be resumed, it may be of another program or version '
                         f'({type(error).__name__}: {error})') from error
 
 
-def _restore(
+def _resume_from(
         path: Path, content: dict[str, Any], recipe: Recipe, training: Training, checkpoints: Checkpoints,
-        device: Device, updates_per_epoch: int, num_images: int) -> tuple[Place, list[dict[str, Any]] | None]:
+        device: Device, num_images: int) -> tuple[Position, list[dict[str, Any]] | None]:
     source = describe(path, content)
     if 'optimizer' not in content or 'epoch' not in content:
         raise UserError(f'checkpoint {path} holds weights only; start from it with --initial-checkpoint')
     if not (recipe.allow_recipe_change or recipe.no_resume_opt):
-        _check_recipe(recipe, content.get('args') or {}, source)
+        _check_recipe(training.origin['args'], content.get('args') or {}, source)
     load_weights(training.model, content['state_dict'], source)
     if training.ema is not None:
         load_weights(training.ema.module, content.get('state_dict_ema') or content['state_dict'], source)
@@ -118,14 +112,14 @@ def _restore(
         if training.scaler.is_enabled() and 'amp_scaler' in content:
             training.scaler.load_state_dict(content['amp_scaler'])
 
-    place = Place(**content.get('place') or dict(epoch=content['epoch'] + 1))
+    position = Position(**content.get('place') or dict(epoch=content['epoch'] + 1))
     if recipe.start_epoch is not None:
-        place.start_epoch(recipe.start_epoch)
-    rows = [row for row in content['summary'] if int(row['epoch']) < place.epoch] if 'summary' in content else None
-    before, now = content.get('global_batch'), global_batch(recipe, device)
+        position.start_epoch(recipe.start_epoch)
+    rows = [row for row in content['summary'] if int(row['epoch']) < position.epoch] if 'summary' in content else None
+    before, now = content.get('global_batch'), training.origin['global_batch']
     if before != now or recipe.start_epoch is not None:
-        place.update = round((place.epoch + place.images / num_images) * updates_per_epoch)
-    _set_schedule(training, place, content)
+        position.update = round((position.epoch + position.images / num_images) * training.updates_per_epoch)
+    _set_schedule(training, position, content)
     if path.parent.resolve() == checkpoints.folder.resolve():
         device.on_primary(lambda: checkpoints.restore(path, content))
     if device.is_primary:
@@ -142,7 +136,7 @@ def _restore(
                 if key in own.get(name, {}):
                     value.copy_(own[name][key])
         restore_random_state(own['random_state'])
-    return place, rows
+    return position, rows
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -152,22 +146,22 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> 
     optimizer.load_state_dict(dict(state, param_groups=groups))
 
 
-def _set_schedule(training: Training, place: Place, content: dict[str, Any]) -> None:
+def _set_schedule(training: Training, position: Position, content: dict[str, Any]) -> None:
     if training.schedule is None:
         return
     if 'schedule' in content:
         training.schedule.load_state_dict(content['schedule'])
         return
-    if place.epoch:
-        training.schedule.step(place.epoch)
-    if place.update:
-        training.schedule.step_update(place.update)
+    if position.epoch:
+        training.schedule.step(position.epoch)
+    if position.update:
+        training.schedule.step_update(position.update)
 
 
-def _choose(recipe: Recipe, checkpoints: Checkpoints, device: Device) -> tuple[Path | None, dict[str, Any]]:
+def _choose(wanted: str, checkpoints: Checkpoints, device: Device) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint to resume and its content; all processes take the same one."""
-    if recipe.resume != 'auto':
-        path = Path(recipe.resume) if recipe.resume else None
+    if wanted != 'auto':
+        path = Path(wanted) if wanted else None
         return path, read_checkpoint(path) if path else {}
 
     def newest_whole() -> Path | None:
@@ -187,10 +181,10 @@ def _choose(recipe: Recipe, checkpoints: Checkpoints, device: Device) -> tuple[P
     return path, read_checkpoint(path) if path else {}
 
 
-def _check_recipe(recipe: Recipe, before: dict[str, Any], source: str) -> None:
-    now = dataclasses.asdict(recipe)
+def _check_recipe(now: dict[str, Any], before: dict[str, Any], source: str) -> None:
+    free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
     changed = [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
-               if name in before and not FIELDS[name].metadata['free'] and before[name] != now[name]]
+               if name in before and name not in free and before[name] != now[name]]
     if changed:
         raise UserError(f'the recipe is not that of {source}: {", ".join(changed)}; give the same values, or insist '
                         'with --allow-recipe-change')

@@ -4,7 +4,7 @@ import csv
 import datetime
 import io
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from timm_rs.errors import UserError
 from timm_rs.files import atomic_write, make_folder
 from timm_rs.progress import on_terminal
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks.task import Metric
 
 
 class DataHint:
@@ -119,17 +120,19 @@ class Summary:
         except OSError as error:
             raise UserError(f'{self.path} could not be written: {error.strerror or error}') from error
 
-    def draw(self, path: Path) -> None:
-        """Plot loss, accuracy and learning rate over epochs into `path` (PNG)."""
+    def draw(self, path: Path, metrics: Sequence[Metric]) -> None:
+        """Plot loss, `metrics` and learning rate over epochs into `path` (PNG)."""
         from matplotlib.figure import Figure  # heavy, and only needed here
-        figure = Figure(figsize=(12, 3.6), layout='constrained')
-        panels = figure.subplots(1, 3)
-        for panel, title, curves in (
-                (panels[0], 'loss', {'train_loss': 'training', 'eval_loss': 'validation'}),
-                (panels[1], 'accuracy (%)', {'eval_top1': 'top-1', 'eval_top5': 'top-5', 'eval_raw_top1':
-                                             'top-1 without averaging'}),
-                (panels[2], 'learning rate', {'lr': ''})):
-            for column, label in curves.items():
+        curves = {'loss': {'train_loss': 'training', 'eval_loss': 'validation'}}
+        for metric in metrics:
+            if metric.name != 'loss':
+                curves.setdefault(metric.axis or metric.heading, {})[f'eval_{metric.name}'] = metric.label
+        if (best := metrics[0]).name != 'loss':
+            curves[best.axis or best.heading][f'eval_raw_{best.name}'] = f'{best.label} without averaging'
+        curves['learning rate'] = {'lr': ''}
+        figure = Figure(figsize=(4 * len(curves), 3.6), layout='constrained')
+        for panel, (title, columns) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+            for column, label in columns.items():
                 points = [(int(row['epoch']) + 1, float(row[column])) for row in self.rows
                           if row.get(column) not in (None, '')]
                 if points:
@@ -145,9 +148,8 @@ class Summary:
             file.write(picture.getvalue())
 
 
-def prepare_folder(recipe: Recipe, data_config: dict[str, Any]) -> Path:
-    """The run's folder, made and proved writable. A resumed run stays where it was."""
-    size = data_config['input_size'][-1]
+def open_folder(recipe: Recipe, size: int) -> Path:
+    """The folder of a run on images of `size` px, made and proved writable. A resumed run stays where it was."""
     name = recipe.experiment or f'{datetime.datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(recipe.model)}-{size}'
     folder = Path(recipe.output or 'output/train', name)
     if recipe.resume == 'auto' and not recipe.experiment:

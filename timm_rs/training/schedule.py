@@ -14,23 +14,13 @@ from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 
 
-def learning_rate(recipe: Recipe, world_size: int) -> float:
-    """`lr`, or `lr_base` scaled from `lr_base_size` to the global batch (linearly, or by the root for ada*, lamb)."""
-    if recipe.lr is not None:
-        return recipe.lr
-    ratio = recipe.batch_size * world_size * recipe.grad_accum_steps / recipe.lr_base_size
-    adaptive = any(name in recipe.opt.lower() for name in ('ada', 'lamb'))
-    scale = recipe.lr_base_scale or ('sqrt' if adaptive else 'linear')
-    return float(recipe.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio))
-
-
-def create_optimizer(model: nn.Module, recipe: Recipe, world_size: int) -> torch.optim.Optimizer:
+def create_optimizer(model: nn.Module, recipe: Recipe, num_devices: int) -> torch.optim.Optimizer:
     """timm's optimizer `recipe.opt`, fused where it can be.
 
     Raises UserError for a name or argument that timm does not know.
     """
-    options: dict[str, Any] = optimizer_kwargs(recipe) | {'lr': learning_rate(recipe, world_size)}
-    if _is_fused(model, recipe):
+    options: dict[str, Any] = optimizer_kwargs(recipe) | {'lr': recipe.learning_rate(num_devices)}
+    if _is_fused(model, recipe.opt, recipe.opt_kwargs):
         options['fused'] = True
     options |= recipe.opt_kwargs
     if recipe.weight_decay_rule == 'tf':
@@ -43,17 +33,17 @@ def create_optimizer(model: nn.Module, recipe: Recipe, world_size: int) -> torch
         raise UserError(f'optimizer {recipe.opt} cannot be built: {error}') from error
 
 
-def _is_fused(model: nn.Module, recipe: Recipe) -> bool:
+def _is_fused(model: nn.Module, name: str, given: dict[str, Any]) -> bool:
     """Whether to take the kernel that updates all weights at once: on GPUs, if it exists and nothing else is asked for.
 
     It is also the one that can leave out an update by itself (`DeviceGuard`).
     """
     weights = list(model.parameters())
     on_gpu = bool(weights) and all(weight.is_cuda and weight.is_floating_point() for weight in weights)
-    if not on_gpu or recipe.opt_kwargs.keys() & {'fused', 'foreach', 'dampening', 'differentiable'}:
+    if not on_gpu or given.keys() & {'fused', 'foreach', 'dampening', 'differentiable'}:
         return False
     try:
-        return 'fused' in inspect.signature(get_optimizer_class(recipe.opt, bind_defaults=False)).parameters
+        return 'fused' in inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
     except ValueError:  # an unknown name, which timm will report
         return False
 
@@ -69,12 +59,13 @@ def all_but_batch_norm_decay(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def create_schedule(
-        optimizer: torch.optim.Optimizer, recipe: Recipe, updates_per_epoch: int) -> tuple[Scheduler | None, int]:
+        optimizer: torch.optim.Optimizer, recipe: Recipe, updates_per_epoch: int, lower_is_better: bool = False
+) -> tuple[Scheduler | None, int]:
     """timm's schedule, and the epochs to train (warm-up prefix and cool-down included).
 
-    Raises UserError for settings that timm's schedule does not allow.
+    `lower_is_better` is for the metric that a plateau is seen by. Raises UserError for settings that timm's schedule
+    does not allow.
     """
-    lower_is_better = recipe.eval_metric == 'loss' or not recipe.val_split
     try:
         schedule, num_epochs = create_scheduler_v2(
             optimizer, **scheduler_kwargs(recipe, decreasing_metric=lower_is_better),

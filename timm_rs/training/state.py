@@ -1,30 +1,57 @@
 """What a run consists of, and how far it is."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from timm_rs.tasks.task import Task
 from timm_rs.training.ema import Ema
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What the loops need to know of the recipe."""
+
+    batch_size: int  # images per device
+    grad_accum_steps: int  # batches per update
+    dtype: torch.dtype | None  # of mixed precision
+    channels_last: bool
+    clip_grad: float | None
+    clip_mode: str
+    log_interval: int  # updates between reports
+    max_nonfinite_steps: int
+    overwrites_gradients: bool  # CUDA graphs write each batch's gradients to the same memory
 
 
 @dataclass
 class Training:
     """What an epoch works on. `model` holds the weights; `wrapped` is the same model, compiled and data-parallel."""
 
-    model: nn.Module
+    task: Task
+    settings: StepSettings
+    model: Any  # a network of timm's kind
     wrapped: nn.Module
-    loss: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Scheduler | None
     scaler: GradScaler
     ema: Ema | None
     # Since the last report: the summed loss, the images it covers, and the updates left out. (3,), on the device.
     unreported: torch.Tensor
-    in_a_row: torch.Tensor | None = None  # `Place.skipped_in_a_row`, where the device decides: (1,), on the device
+    in_a_row: torch.Tensor  # `Position.skipped_in_a_row`, where the device decides: (1,), on the device
+    data_config: dict[str, Any] = field(default_factory=dict)  # timm's: input_size, mean, std, crop_pct, …
+    train_loader: Any = None
+    updates_per_epoch: int = 0
+    num_epochs: int = 0
+    origin: dict[str, Any] = field(default_factory=dict)  # what a checkpoint says of the recipe
+
+    @property
+    def average(self) -> nn.Module | None:
+        return None if self.ema is None else self.ema.module
 
     def tensors(self) -> list[torch.Tensor]:
         """All that a step of the optimizer changes."""
@@ -34,7 +61,7 @@ class Training:
 
 
 @dataclass
-class Place:
+class Position:
     """How far a run is: with the weights and the random states, all that going on needs, anywhere in an epoch."""
 
     epoch: int = 0

@@ -11,6 +11,8 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
+from timm_rs.tasks import create_task
+from timm_rs.tasks.task import Task
 from timm_rs.training.build import build_model
 from timm_rs.training.checkpoint import BEST, LAST, SUFFIX, describe, load_weights, read_checkpoint
 
@@ -27,13 +29,15 @@ class Trained:
         data_config: timm's, for the images the model was evaluated with.
         weights: 'ema' or 'raw'.
         epochs: epochs trained, None where the file does not say.
-        metrics: top1 and top5 in % and loss on the validation split, as far as they were measured.
+        task: of the recipe.
+        metrics: those of the task on the validation split, as far as they were measured.
         images: number of validation images behind `metrics`, where known.
         class_names: by class index, where the run recorded them.
         files: what goes along unchanged, name on the Hub -> path.
     """
     model: Any
     recipe: Recipe
+    task: Task
     data_config: dict[str, Any]
     weights: str
     epochs: int | None
@@ -64,18 +68,20 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
         raise UserError(f'{path} has no averaged weights; the run had model_ema off: use --weights raw')
     weights = weights or ('ema' if content.get('state_dict_ema') else 'raw')
     recipe = _recipe_of(path, content)
+    task = create_task(recipe)
     model, data_config = build_model(dataclasses.replace(
         recipe, device='cpu', pretrained=False, pretrained_path='', initial_checkpoint='', head_init_scale=None,
-        head_init_bias=None, sync_bn=False, grad_checkpointing=False, channels_last=False), Device('cpu'))
+        head_init_bias=None, sync_bn=False, grad_checkpointing=False, channels_last=False), Device('cpu'), task)
     load_weights(model, content['state_dict_ema' if weights == 'ema' else 'state_dict'], describe(path, content))
     epoch = content.get('epoch')
     evaluation = path.with_name(path.name.removesuffix(SUFFIX) + '.eval.json')
     files = {name: file for name, file in zip(
         MEASURED, (path.with_name('summary.csv'), evaluation), strict=True) if file.is_file()}
-    metrics, images = _measured(files, epoch, weights, averages='state_dict_ema' in content)
+    metrics, images = _measured(
+        files, [metric.name for metric in task.metrics], epoch, weights, averages='state_dict_ema' in content)
     if not images:
         files.pop('eval.json', None)  # it measured other weights
-    return Trained(model.eval(), recipe, data_config, weights, None if epoch is None else epoch + 1,
+    return Trained(model.eval(), recipe, task, data_config, weights, None if epoch is None else epoch + 1,
                    metrics, images, files, read_class_names(path.parent, model.num_classes))
 
 
@@ -94,19 +100,19 @@ def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
 
 
 def _measured(
-        files: dict[str, Path], epoch: int | None, weights: str, averages: bool) -> tuple[dict[str, float], int | None]:
+        files: dict[str, Path], metrics: list[str], epoch: int | None, weights: str, averages: bool
+) -> tuple[dict[str, float], int | None]:
     """Metrics of these weights, and the number of images if they come from a later evaluation of the checkpoint."""
     try:
         if 'eval.json' in files:
             content = json.loads(files['eval.json'].read_text())
             if content['weights'] == weights:
-                return {name: float(content[name]) for name in ('top1', 'top5', 'loss')}, int(content['num_samples'])
+                return {name: float(content[name]) for name in metrics}, int(content['num_samples'])
         if 'summary.csv' in files:
             prefix = 'eval_raw_' if averages and weights == 'raw' else 'eval_'
             with open(files['summary.csv'], newline='') as file:
                 row = next((row for row in csv.DictReader(file) if row['epoch'] == str(epoch)), {})
-            names = [name for name in ('top1', 'top5', 'loss') if row.get(prefix + name)]
-            return {name: float(row[prefix + name]) for name in names}, None
+            return {name: float(row[prefix + name]) for name in metrics if row.get(prefix + name)}, None
     except (OSError, ValueError, KeyError, TypeError) as error:
         damaged = ' or '.join(str(file) for file in files.values())
         raise UserError(f'{damaged} is damaged ({error!r}): mend it, or move it away to publish without') from None

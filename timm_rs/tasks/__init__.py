@@ -1,0 +1,48 @@
+"""What kind of work a run does."""
+
+import argparse
+import importlib
+
+from timm_rs.errors import UserError
+from timm_rs.recipe.command_line import add_knob
+from timm_rs.recipe.knobs import Recipe, fields_of
+from timm_rs.recipe.reading import read_file
+from timm_rs.tasks.task import Task
+
+
+def create_task(recipe: Recipe) -> Task:
+    """The task of a recipe. Raises UserError as `find_task` does, and for what the task does not have."""
+    return find_task(recipe.task)(recipe)
+
+
+def find_task(name: str) -> type[Task]:
+    """The task in a file of this folder, or `module:Class` for one of somebody else's.
+
+    Raises UserError for a name that is neither.
+    """
+    module, colon, kind = name.partition(':')
+    if not colon:
+        module, kind = f'{__name__}.{name}', ''.join(word.capitalize() for word in name.split('_'))
+    try:
+        found: type[Task] = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f'there is no task {name} ({error}): take classification, or module:Class for one of your '
+                        'own') from None
+    return found
+
+
+def add_task_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
+    """Give `parser` an option per knob of the task that `argv`, or the recipe it names, chooses."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument('--recipe', '--config', '-c')
+    peek.add_argument('--task')
+    try:
+        chosen, _ = peek.parse_known_args(argv)
+    except argparse.ArgumentError:  # which the parser itself will say better
+        return
+    name = chosen.task or (read_file(chosen.recipe).get('task') if chosen.recipe else None) or Recipe.task
+    task = find_task(name)
+    if task.Knobs is not None:
+        group = parser.add_argument_group(f'Only in task {task.name}')
+        for knob, field in fields_of(task.Knobs).items():
+            add_knob(group, knob, field, getattr(task.Knobs(), knob), task.Knobs, f'{task.name}.')

@@ -1,0 +1,100 @@
+"""One class per image."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.loss import create_classification_loss
+
+from timm_rs.device.torch_device import Device
+from timm_rs.errors import UserError
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks.task import Metric, Task
+
+
+class Classification(Task):
+    """Class indices (N,), or soft targets (N, classes) where images are mixed; logits (N, classes)."""
+
+    name = 'classification'
+    metrics = (
+        Metric('top1', 'top-1', True, '%', 'accuracy (%)', ('accuracy', 'Top 1 Accuracy')),
+        Metric('top5', 'top-5', True, '%', 'accuracy (%)', ('accuracy', 'Top 5 Accuracy')),
+        Metric('loss', 'loss', False))
+    blank = -1
+    hub = ('image-classification', 'Image Classification')
+
+    def __init__(self, recipe: Recipe):
+        super().__init__(recipe)
+        of_bce = dict(bce_target_thresh=recipe.bce_target_thresh, bce_sum=recipe.bce_sum,
+                      pos_weight=recipe.bce_pos_weight)
+        self.criterion = create_classification_loss(
+            'bce' if recipe.bce_loss else 'ce', smoothing=recipe.smoothing, soft_targets=recipe.mixes_images,
+            **of_bce if recipe.bce_loss else {})
+
+    def encoder(self, num_outputs: int) -> Callable[[Any], Any]:
+        return LabelCheck(num_outputs)
+
+    def create_mixing(self, recipe: Recipe, num_outputs: int) -> dict[str, Any] | None:
+        if not recipe.mixes_images:
+            return None
+        if recipe.batch_size % 2:
+            raise UserError(f'mixup and cutmix need an even batch_size, got {recipe.batch_size}')
+        return dict(
+            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, cutmix_minmax=recipe.cutmix_minmax,
+            prob=recipe.mixup_prob, switch_prob=recipe.mixup_switch_prob, mode=recipe.mixup_mode,
+            label_smoothing=recipe.smoothing, num_classes=num_outputs)
+
+    def to(self, device: torch.device) -> None:
+        self.criterion.to(device)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.criterion(outputs.float(), targets)  # type: ignore[no-any-return]
+
+    def evaluator(self, device: Device) -> 'TopK':
+        return TopK(device)
+
+    def results(self, computed: dict[str, float]) -> dict[str, float]:
+        """With the errors beside the accuracies, as timm's validate.py has them."""
+        return {name: value for metric in self.metrics for name, value in (
+            (metric.name, computed[metric.name]), (f'{metric.name}_err', 100 - computed[metric.name]))
+            if name != 'loss_err'}
+
+    def usage(self, num_outputs: int) -> list[str]:
+        return ['    probabilities = model(transform(image).unsqueeze(0)).softmax(dim=1)',
+                f'print(probabilities.topk({min(5, num_outputs)}))']
+
+
+class LabelCheck:
+    """Passes class indices below `num_classes`, as int, and refuses all others."""
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+
+    def __call__(self, label: Any) -> int:
+        if isinstance(label, int) and not 0 <= label < self.num_classes:
+            raise UserError(f'the data has label {label}, but the model has {self.num_classes} classes '
+                            f'(0 to {self.num_classes - 1}); set --num-classes')
+        return int(label)
+
+
+class TopK:
+    """Mean cross-entropy `loss` and accuracies `top1` and `top5` (%) over the samples with a label from 0 on."""
+
+    def __init__(self, device: Device):
+        self.device = device
+        self.totals = device.put(torch.zeros(4))  # loss, top-1, top-5, samples
+
+    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        logits = logits.float()
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        self.totals += torch.stack([
+            F.cross_entropy(logits, labels, reduction='sum', ignore_index=-1),
+            hits[:, 0].sum(), hits.any(1).sum(), (labels >= 0).sum()])
+
+    def compute(self) -> dict[str, float]:
+        loss, top1, top5, num_samples = self.device.to_cpu(self.device.sum(self.totals)).tolist()
+        if not num_samples:
+            raise UserError('the validation set gave no samples')
+        return dict(loss=loss / num_samples, top1=100 * top1 / num_samples, top5=100 * top5 / num_samples,
+                    num_samples=int(num_samples))

@@ -1,0 +1,141 @@
+"""What the loop, the loader, the log, the checkpoints and the model card ask of a task."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import timm
+import torch
+from torch import nn
+
+from timm_rs.data.datasets import create_datasets
+from timm_rs.device.torch_device import Device
+from timm_rs.errors import UserError
+from timm_rs.recipe.knobs import BLOCK, Recipe, RecipeError, fields_of, nearest
+from timm_rs.recipe.reading import check_value
+from timm_rs.transforms.create import Transform, create_transform
+
+
+class Metric(NamedTuple):
+    """A number that evaluation gives: the column eval_`name` of summary.csv."""
+
+    name: str
+    label: str  # for people, as in 'top-1'
+    higher_is_better: bool
+    unit: str = ''
+    axis: str = ''  # of its curve, which metrics of the same axis share; empty: its label
+    hub: tuple[str, str] | None = None  # type and name in the header of a model card; None: not there
+
+    def text(self, value: float) -> str:
+        """'top-1 76.543 %'."""
+        return f'{self.label} {value:.3f} %' if self.unit == '%' else f'{self.label} {value:.4f} {self.unit}'.rstrip()
+
+    @property
+    def heading(self) -> str:
+        """'top-1 (%)'."""
+        return f'{self.label} ({self.unit})' if self.unit else self.label
+
+
+class Evaluator(Protocol):
+    """Keeps sums on the device while a data set passes."""
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Count a batch, but for samples whose target is the task's `blank`. The host must not wait here."""
+
+    def compute(self) -> dict[str, float]:
+        """Every metric of the task, and `num_samples`, over all processes. Raises UserError if no sample counts."""
+
+
+class Task:
+    """One kind of work. A subclass gives `metrics`, `blank`, `encoder`, `loss` and `evaluator`, and all else it needs.
+
+    Attributes:
+        name: of its block of knobs in a recipe.
+        Knobs: dataclass of its own knobs, each declared by `knob(...)`; None if it has none.
+        metrics: what evaluation gives. The first is what `model_best` is chosen by unless `eval_metric` names another.
+        blank: the target of a sample that does not count, of the kind that `encoder` gives.
+        hub: type and name of the task on the Hugging Face Hub.
+        knobs: an instance of `Knobs`.
+        best_by: the metric that `model_best` is chosen by.
+    """
+
+    name: ClassVar[str]
+    Knobs: ClassVar[type | None] = None
+    metrics: ClassVar[tuple[Metric, ...]]
+    blank: ClassVar[Any]
+    hub: ClassVar[tuple[str, str]]
+
+    def __init__(self, recipe: Recipe):
+        """Raises UserError for a recipe that asks for what this task does not have."""
+        self.knobs: Any = None
+        if self.Knobs:
+            declared = fields_of(self.Knobs)
+            given = recipe.task_knobs.get(self.name, {})
+            where = f'{BLOCK}: {self.name}'
+            if unknown := next((name for name in given if name not in declared), None):
+                raise RecipeError(f'{where}: unknown key {unknown}.{nearest(str(unknown), declared)}')
+            self.knobs = self.Knobs(**{
+                name: check_value(name, value, where, self.Knobs) for name, value in given.items()})
+        if other := next((name for name in recipe.task_knobs if name != self.name or not self.Knobs), None):
+            raise RecipeError(f'{BLOCK}: {other} has knobs of another task: this one is {self.name}')
+        names = [metric.name for metric in self.metrics]
+        wanted = recipe.eval_metric
+        if wanted not in names and wanted != Recipe.eval_metric:
+            raise RecipeError(f'eval_metric must be one of {", ".join(map(repr, names))}, got {wanted!r}.'
+                              f'{nearest(wanted, names)}')
+        # timm's default, top1, stands for the first metric of a task that has none of this name.
+        self.best_by = self.metrics[names.index(wanted) if wanted in names else 0]
+
+    # ---- data, on the host --------------------------------------------------------------------------------------
+
+    def create_datasets(
+            self, recipe: Recipe, need_training: bool = True) -> tuple[Any | None, Any | None, int | None]:
+        """Training and validation data, and how many outputs the model needs for them; see `data.datasets`."""
+        return create_datasets(recipe, need_training)
+
+    def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
+        """What makes pixels of an encoded image."""
+        return create_transform(recipe, data_config, is_training)
+
+    def encoder(self, num_outputs: int) -> Callable[[Any], Any]:
+        """What makes a target of a sample's label: a number, or a tensor of always the same shape.
+
+        Data workers call it, so it must pickle. It raises UserError for a label that the model has no output for.
+        """
+        raise NotImplementedError
+
+    def create_mixing(self, recipe: Recipe, num_outputs: int) -> dict[str, Any] | None:
+        """Arguments of timm's `Mixup`, or None without. Raises UserError where the recipe wants what cannot be done."""
+        if recipe.mixes_images:
+            raise UserError(f'mixup and cutmix mix classes, which task {self.name} does not have')
+        return None
+
+    # ---- the model, on the device -------------------------------------------------------------------------------
+
+    def create_model(self, **arguments: Any) -> nn.Module:
+        """The network, with `num_classes` outputs. `arguments` are those of `timm.create_model`, and so the errors."""
+        return timm.create_model(**arguments)  # type: ignore[no-any-return]
+
+    def to(self, device: torch.device) -> None:
+        """Move what `loss` needs."""
+
+    def forward(self, model: nn.Module, images: torch.Tensor, targets: Any) -> Any:
+        """Outputs for `images` (N, C, H, W), under autocast. Targets are for models that make their loss themselves."""
+        return model(images)
+
+    def loss(self, outputs: Any, targets: Any) -> torch.Tensor:
+        """The mean loss of a batch, (), float32."""
+        raise NotImplementedError
+
+    def evaluator(self, device: Device) -> Evaluator:
+        """A new one for each pass over a validation set."""
+        raise NotImplementedError
+
+    # ---- for people ---------------------------------------------------------------------------------------------
+
+    def results(self, computed: dict[str, float]) -> dict[str, float]:
+        """What an evaluator computed, as it stands in the evaluation's JSON."""
+        return {metric.name: computed[metric.name] for metric in self.metrics}
+
+    def usage(self, num_outputs: int) -> list[str]:
+        """Lines of Python for a model card, in which `model`, `transform` and `image` are there, without gradients."""
+        return ['    print(model(transform(image).unsqueeze(0)))']

@@ -1,0 +1,179 @@
+"""A run's folder, rows, checkpoints, signals and faults, around the loop over epochs."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from timm_rs.data.bad_samples import BadSamples, default_limit
+from timm_rs.data.class_names import write_class_names
+from timm_rs.data.datasets import class_to_index
+from timm_rs.data.loader import Batches
+from timm_rs.device.torch_device import Device
+from timm_rs.errors import UserError
+from timm_rs.files import atomic_write
+from timm_rs.models.complexity import count_parameters
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import to_yaml
+from timm_rs.training.checkpoint import BEST, Checkpoints
+from timm_rs.training.engine import NonFiniteError
+from timm_rs.training.faults import explain
+from timm_rs.training.interruption import Interruption, Stopped
+from timm_rs.training.resume import checkpoint_state, resume
+from timm_rs.training.runlog import Progress, Summary, open_folder
+from timm_rs.training.state import Position, Training
+
+
+def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any, has_validation: bool) -> 'Run':
+    """The folder of the run, made or found again, and `training` at the `position` where it goes on.
+
+    Raises UserError when the folder cannot be written, holds another run, or a checkpoint cannot be resumed.
+    """
+    folder = device.on_primary(lambda: open_folder(recipe, training.data_config['input_size'][-1]))
+    best_by = training.task.best_by
+    metric, lower_is_better = (
+        (f'eval_{best_by.name}', not best_by.higher_is_better) if has_validation else ('train_loss', True))
+    checkpoints = Checkpoints(folder, recipe.checkpoint_hist, lower_is_better)
+    position, rows = resume(recipe, training, checkpoints, device, len(train_set))
+    if position.images and not training.train_loader.is_exact:
+        position.start_epoch(position.epoch)
+        device.say(f'timm\'s loader cannot go on within an epoch: epoch {position.epoch + 1} begins anew')
+    device.prepare(training.model, training.optimizer, training.average)
+    summary = Summary(folder / 'summary.csv', rows, position.epoch)
+    bad_samples = BadSamples(
+        folder / 'bad_samples.csv', default_limit(len(train_set)) if recipe.max_bad_samples is None else
+        recipe.max_bad_samples, resumed=position.update > 0)
+    if device.is_primary:
+        with atomic_write(folder / 'args.yaml') as file:
+            file.write(to_yaml(recipe))
+        write_class_names(folder, class_to_index(train_set))
+        summary.write()
+    device.say(
+        f'{recipe.model}: {count_parameters(training.model):.2f} M parameters, '
+        f'{training.data_config["input_size"][-1]} px, {training.model.num_classes} classes, {len(train_set)} training '
+        f'images; lr {training.optimizer.defaults["lr"]:.4g}; {device.num_devices} x {device.torch_device}; '
+        + (f'epochs {position.epoch + 1} to {training.num_epochs}' if position.epoch < training.num_epochs
+           else 'nothing left to train') + f'\neverything is written to {folder}')
+    return Run(training, device, position, checkpoints, summary, bad_samples, metric,
+               Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval))
+
+
+class Run:
+    """Around the loop, as a context manager: signals are heard inside, and what goes wrong becomes a sentence.
+
+    Without a fault it ends with the curves drawn and the best epoch named. `progress` and `position` are for the loop.
+    """
+
+    def __init__(self, training: Training, device: Device, position: Position, checkpoints: Checkpoints,
+                 summary: Summary, bad_samples: BadSamples, metric: str, interruption: Interruption):
+        """`metric` is the column of the summary that the best checkpoint is chosen by."""
+        self.training, self.device, self.position, self.checkpoints = training, device, position, checkpoints
+        self.summary, self.bad_samples, self.metric, self.interruption = summary, bad_samples, metric, interruption
+        self.progress = Progress(
+            training.updates_per_epoch, position.update, training.num_epochs, enabled=device.is_primary)
+        self.folder = checkpoints.folder
+        self.go_on = f'continue with --experiment {self.folder.name} --resume auto'
+        self.unsaved = ''  # why the last attempt to save came to nothing
+
+    # ---- in the loop --------------------------------------------------------------------------------------------
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left to train."""
+        while self.position.epoch < self.training.num_epochs:
+            self.started = time.perf_counter()
+            yield self.position.epoch
+
+    def after_update(self, reported: bool) -> None:
+        """Name new bad samples after an update that `reported` progress; save, or save and stop, when it is time."""
+        if reported:
+            self.note_bad_samples(self.training.train_loader)
+        self.heed(self.position.update)
+
+    def heed(self, update: int | None = None) -> None:
+        """Save within the epoch (only after an `update`), or save and stop, when any process wants to."""
+        wanted = self.device.agree(self.interruption.wanted(update))
+        if wanted:
+            position = self.position
+            self._save(self.checkpoints.save_recovery, position.epoch,
+                       position.update - position.epoch * self.training.updates_per_epoch)
+        if wanted > 1:
+            raise Stopped(wanted - 1)
+
+    def note_bad_samples(self, loader: Batches) -> None:
+        """Name bad files that `loader` met in any process, each once. Raises UserError when there are too many."""
+        problems = self.device.gather(loader.take_problems())
+
+        def note() -> None:
+            for name, reason in problems:
+                if self.bad_samples.add(name, reason):
+                    self.progress.say(f'bad sample, left out: {name}: {reason}')
+            self.bad_samples.check()
+        self.device.on_primary(note)
+
+    def finish_epoch(self, row: dict[str, Any], is_evaluated: bool) -> None:
+        """Go on to the next epoch; with a checkpoint and the `row` in the summary, if this one is evaluated."""
+        training, epoch = self.training, self.position.epoch
+        row['lr'] = training.optimizer.param_groups[0]['lr']
+        if training.schedule is not None:
+            training.schedule.step(epoch + 1, row.get(self.metric))
+        self.position.start_epoch(epoch + 1)
+        if is_evaluated:
+            self.summary.rows.append(row)
+            self._save(self._save_epoch, epoch, row[self.metric])
+        scores = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name not in ('epoch', 'lr'))
+        self.progress.say(f'epoch {epoch + 1}/{training.num_epochs} done in '
+                          f'{time.perf_counter() - self.started:.1f} s:  {scores}')
+
+    def _save_epoch(self, state: dict[str, Any], epoch: int, metric: float) -> None:
+        self.checkpoints.save(state, epoch, metric)
+        self.summary.write()
+
+    def _save(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Save in the primary process; what prevents it is no reason to stop, the next attempt may succeed."""
+        state = checkpoint_state(self.training, self.device, self.position, self.summary.rows)
+        self.unsaved = self.device.on_primary(partial(_problem_of, function, state, *arguments))
+        self.interruption.saved()
+        if self.unsaved:
+            self.progress.say(f'{self.unsaved}. Training goes on, and tries again at the next occasion')
+
+    # ---- around it ----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> 'Run':
+        self.interruption.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.interruption.__exit__()
+        try:
+            if isinstance(error, NonFiniteError):
+                good = next(iter(self.checkpoints.newest_first()), 'none, it was too early')
+                raise UserError(f'{error}; the last good checkpoint: {good}') from error
+            if isinstance(error, Stopped):
+                self.progress.say(f'stopped by {error.signal_name} in epoch {self.position.epoch + 1}; '
+                                  f'{self.unsaved or self.go_on}')
+            if isinstance(error, Exception) and (
+                    explained := explain(error, self.training.settings, self.device, self.go_on)):
+                raise explained from None
+        finally:
+            self.progress.close()
+        if error is None and self.device.is_primary:
+            self._finish()
+
+    def _finish(self) -> None:
+        self.summary.draw(self.folder / 'curves.png', self.training.task.metrics)
+        if self.unsaved:
+            raise UserError(self.unsaved)
+        if self.checkpoints.best:
+            epoch, metric = self.checkpoints.best
+            print(f'best {self.metric} {metric:.4g} in epoch {epoch + 1}: {self.folder / BEST}')
+
+
+def _problem_of(function: Callable[..., Any], *arguments: Any) -> str:
+    """What the person at the keyboard must know of calling `function`; empty when all went well."""
+    try:
+        function(*arguments)
+    except UserError as error:
+        return str(error)
+    return ''
