@@ -31,6 +31,7 @@ from timm_rs.progress import track
 from timm_rs.transforms.create import RandomResizedCrop
 from timm_rs.transforms.decode import Pixels, open_picture, resize
 
+GIB = 2**30
 PHOTOS_FOLDER = Path('data/photos')
 
 
@@ -74,8 +75,13 @@ def ratios(base: list[Cost], other: list[Cost], which: str) -> list[float]:
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and greatest, to four digits."""
-    return {name: float(f'{function(values):.4g}') for name, function in (
+    return {name: four_digits(function(values)) for name, function in (
         ('median', statistics.median), ('min', min), ('max', max))}
+
+
+def four_digits(value: float) -> float:
+    """`value` as precisely as a measurement deserves."""
+    return float(f'{value:.4g}')
 
 
 def provenance() -> dict[str, str]:
