@@ -27,7 +27,7 @@ from timm_rs.errors import UserError
 from timm_rs.files import atomic_folder
 from timm_rs.progress import track
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.create import RandomResizedCrop
+from timm_rs.transforms.crops import RandomResizedCrop
 from timm_rs.transforms.decode import Pixels, open_picture, resize
 
 PHOTOS_FOLDER = Path('data/photos')
