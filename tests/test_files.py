@@ -3,7 +3,8 @@ import os
 import pytest
 
 from timm_rs import files
-from timm_rs.files import atomic_folder, atomic_link, atomic_write
+from timm_rs.errors import UserError
+from timm_rs.files import append_rows, atomic_folder, atomic_link, atomic_write
 
 
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -64,3 +65,13 @@ def test_a_folder_with_something_in_it_is_never_replaced(tmp_path):
         (folder / 'file').write_text('new')
     assert [path.name for path in tmp_path.iterdir()] == ['old']
     assert (tmp_path / 'old' / 'file').read_text() == 'mine'
+
+
+def test_rows_join_those_of_before(tmp_path):
+    path = tmp_path / 'rows.csv'
+    append_rows(path, [dict(a=1)])
+    append_rows(path, [dict(a=2, b='x, y')])
+    assert path.read_text() == 'a,b\n1,\n2,"x, y"\n'
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='rows.csv cannot be written'):
+        append_rows(tmp_path / 'file/rows.csv', [dict(a=1)])

@@ -1,15 +1,9 @@
 import csv
 import re
-import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import failure, load_tool
-
-from timm_rs.benchmark.rows import Cost, commit_of, photo, ratios, spread, take_turns, write_photos
-from timm_rs.errors import UserError
-from timm_rs.files import append_rows
 
 benchmark = load_tool('benchmark')
 RECIPE = ['--model', 'resnetrs_50', '--img-size', '16', '--workers', '0', '--aa', 'rand-m10-n2-p1.0', '-b', '8']
@@ -80,39 +74,6 @@ def test_backends_of_inference_are_compared(capsys, tmp_path):
     assert 'x speed of eager' in capsys.readouterr().out
 
 
-def test_rows_join_those_of_before(tmp_path):
-    path = tmp_path / 'rows.csv'
-    append_rows(path, [dict(a=1)])
-    append_rows(path, [dict(a=2, b='x, y')])
-    assert path.read_text() == 'a,b\n1,\n2,"x, y"\n'
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='rows.csv cannot be written'):
-        append_rows(tmp_path / 'file/rows.csv', [dict(a=1)])
-
-
-def test_candidates_take_turns_and_warm_up():
-    calls = []
-    costs = take_turns({'a': lambda: calls.append('a') or 2, 'b': lambda: calls.append('b') or 1}, rounds=3)
-    assert calls == ['a', 'b'] * 4
-    assert {name: len(own) for name, own in costs.items()} == {'a': 3, 'b': 3}
-
-
-def test_ratios_are_taken_within_rounds():
-    slow, fast = [Cost(4, 8), Cost(9, 9)], [Cost(2, 2), Cost(3, 1)]
-    assert ratios(slow, fast, 'cpu') == [2, 3] and ratios(slow, fast, 'wall') == [4, 9]
-    assert spread([3.0, 1.0, 2.00004]) == dict(median=2.0, min=1.0, max=3.0)
-
-
-def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
-    folder = write_photos(3, tmp_path / 'photos')
-    files = sorted(folder.glob('train/0/*.jpg'))
-    assert len(files) == 3 and all(80_000 < path.stat().st_size < 130_000 for path in files)
-    stamp = folder.stat().st_mtime_ns
-    assert write_photos(3, folder).stat().st_mtime_ns == stamp
-    assert len(list(write_photos(2, folder).glob('train/0/*'))) == 2
-    assert photo(np.random.default_rng(0), 10, 12).shape == (10, 12, 3)
-
-
 @pytest.mark.parametrize(('argv', 'words'), [
     (['loader', '--images', '0'], '--images and --rounds must be at least 1'),
     (['loader', '--data-dir', 'nowhere'], 'data folder nowhere does not exist'),
@@ -128,19 +89,3 @@ def test_photos_are_the_same_every_time_and_as_large_as_imagenets(tmp_path):
 ])
 def test_bad_arguments_are_one_line(capsys, argv, words):
     assert words in failure(benchmark, capsys, *argv)
-
-
-def test_rows_that_are_added_do_not_make_the_code_dirty(tmp_path):
-    def git(*arguments):
-        subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments], cwd=tmp_path, check=True)
-    assert commit_of(tmp_path) == 'unknown'
-    (tmp_path / 'results').mkdir()
-    for name in ('train.py', 'results/rows.csv'):
-        (tmp_path / name).write_text('1\n')
-    git('init', '-q')
-    git('add', '.')
-    git('commit', '-q', '-m', 'a')
-    (tmp_path / 'results/rows.csv').write_text('1\n2\n')
-    assert re.fullmatch('[0-9a-f]+', commit_of(tmp_path))
-    (tmp_path / 'train.py').write_text('2\n')
-    assert commit_of(tmp_path).endswith('-dirty')

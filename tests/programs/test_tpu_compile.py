@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, TINY, failure, load_tool
 from tpu_compilers import COMPILED, HLO, OUT_OF_MEMORY, fake_python, script
 
-from timm_rs.tpu.chips import find_tpu
-from timm_rs.tpu.compiler import PYTHON_VARIABLE, Compiler, describe
+from timm_rs.tpu import report
+from timm_rs.tpu.compiler import PYTHON_VARIABLE, Compiler
 
 RECIPE = ROOT / 'train_recipes/rs50.yaml'
 STEP = [*TINY[:TINY.index('--device')], '--batch-size', '8']
@@ -69,7 +69,7 @@ def test_terminated_it_ends_the_compiler_too(tmp_path):
 
 @pytest.mark.xla
 def test_largest_batch_is_found_by_compiling(tool, compile_with, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, 'trace', lambda recipe, num_devices: str(recipe.batch_size).encode())
+    monkeypatch.setattr(report, 'trace', lambda recipe, num_devices: str(recipe.batch_size).encode())
     monkeypatch.setattr(tool.Compiler, 'compile', lambda self, program, tpu, chips: COMPILED | dict(hlo=HLO) if int(
         program) <= 20 else dict(needed_bytes=3.0, hbm_bytes=2.0, compile_s=1.0, versions=''))
     out, row = compile_with(fake_python(tmp_path, COMPILED), '--tpu', 'v5e', '--largest-batch', '--batch-size', '32')
@@ -85,7 +85,7 @@ def test_what_cannot_be_trained_on_xla_is_said_by_the_process_that_traces(tool, 
 
 def test_wrong_requests_are_refused_in_a_line(tool, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv(PYTHON_VARIABLE, str(fake_python(tmp_path, COMPILED)))
-    monkeypatch.setattr(tool, 'trace', lambda *arguments: pytest.fail('went on'))
+    monkeypatch.setattr(report, 'trace', lambda *arguments: pytest.fail('went on'))
     for options, message in (
             (['--recipe', RECIPE], '--tpu is missing: it takes v3, v4'),
             (['--recipe', RECIPE, '--tpu', 'v5'], 'unknown TPU v5'),
@@ -115,20 +115,6 @@ def tool_arguments(tool, *argv):
     finally:
         tool.run = original
     return caught[0]
-
-
-def test_comparison_keeps_the_papers_numbers_apart_from_ours(tool):
-    def row(factor):
-        return describe({name: value * factor if isinstance(value, (int, float)) else value
-                         for name, value in COMPILED.items()} | dict(hlo=HLO), find_tpu('v3'), 32)
-    rows = dict(zip(tool.TABLE3, (row(1), row(3), row(1), dict(fits=False, temporaries_gib=0.02)), strict=True))
-    text = tool.compare(rows)
-    papers, ours = text.split('TPU compiler, not a run')
-    assert '7.3 GB' in papers and '28.3 GB' in papers
-    lines = [line.split() for line in ours.splitlines()[1:]]
-    assert lines[0] == ['ResNet-RS-350', 'memory', '2.27', '3.00']
-    assert lines[1][-2:] == ['2.73', '3.00']
-    assert ours.splitlines()[-1].endswith('out of memory')
 
 
 @pytest.mark.xla

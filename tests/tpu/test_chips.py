@@ -2,8 +2,9 @@ import math
 
 import pytest
 
+from timm_rs.benchmark.rows import GIB
 from timm_rs.errors import UserError
-from timm_rs.tpu.chips import GIB, TPUS, find_tpu
+from timm_rs.tpu.chips import TPUS, find_tpu
 
 
 @pytest.mark.parametrize('tpu', TPUS.values(), ids=TPUS)

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 
@@ -6,20 +5,11 @@ import pytest
 from conftest import ROOT
 from tpu_compilers import COMPILED, HLO, OUT_OF_MEMORY, fake_python, script
 
+from timm_rs.benchmark.rows import GIB
 from timm_rs.errors import UserError
 from timm_rs.tpu import compiler as tpu_compiler
-from timm_rs.tpu.chips import GIB, find_tpu
-from timm_rs.tpu.compiler import (
-    CONSTRAINTS,
-    PYTHON_VARIABLE,
-    Compiler,
-    count_collectives,
-    describe,
-    guess_largest_batch,
-    hbm_bytes,
-    largest_batch,
-    parse_out_of_memory,
-)
+from timm_rs.tpu.chips import find_tpu
+from timm_rs.tpu.compiler import CONSTRAINTS, PYTHON_VARIABLE, Compiler, parse_out_of_memory
 
 V5E = find_tpu('v5e')
 
@@ -45,65 +35,6 @@ def test_out_of_memory_is_read_as_bytes():
     'RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem', ''])
 def test_other_errors_are_no_lack_of_hbm(message):
     assert parse_out_of_memory(message) is None
-
-
-def test_exchanges_count_once_however_often_the_text_has_them():
-    assert count_collectives(HLO) == {
-        'all-reduce': 2, 'all-gather': 2, 'reduce-scatter': 0, 'all-to-all': 0, 'collective-permute': 0}
-
-
-def test_memory_counts_what_results_take_over_once():
-    assert hbm_bytes(dict(argument_bytes=100, output_bytes=60, alias_bytes=50, temp_bytes=7,
-                          generated_code_bytes=1)) == 118
-
-
-def test_floors_are_work_over_peaks():
-    result = COMPILED | dict(flops=V5E.peak_flops / 10, bytes_accessed=V5E.hbm_bytes_per_s / 5, hlo='')
-    row = describe(result, V5E, batch_size=32)
-    assert (row['compute_floor_ms'], row['bandwidth_floor_ms']) == (100, 200)
-    assert (row['images_per_s_compute_bound'], row['images_per_s_bandwidth_bound']) == (320, 160)
-
-
-def test_row_has_memory_in_gib_and_exchanges():
-    row = describe(COMPILED | dict(temp_bytes=3 * GIB, argument_bytes=GIB, output_bytes=GIB, alias_bytes=GIB // 2,
-                                   generated_code_bytes=0, hlo=HLO), V5E, batch_size=8)
-    assert row['fits']
-    assert (row['temporaries_gib'], row['arguments_gib'], row['results_gib']) == (3, 1, 0.5)
-    assert (row['hbm_gib'], row['hbm_limit_gib']) == (4.5, 15.75)
-    assert (row['all_reduce'], row['all_gather'], row['all_to_all']) == (2, 2, 0)
-
-
-def test_row_of_what_does_not_fit_says_how_much_is_needed():
-    row = describe(dict(needed_bytes=20 * GIB, hbm_bytes=15.75 * GIB, compile_s=5.0), V5E, batch_size=8)
-    assert row == dict(fits=False, temporaries_gib=20, hbm_limit_gib=15.75, compile_s=5)
-
-
-# ---- the largest batch ------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('limit', [0, 7, 8, 9, 64, 100, 1000])
-@pytest.mark.parametrize('guess', [8, 96, 2000])
-def test_largest_batch_is_the_last_multiple_of_8_that_fits(limit, guess):
-    asked = []
-
-    def fits(batch):
-        asked.append(batch)
-        return batch <= limit
-
-    assert largest_batch(fits, guess) == limit // 8 * 8
-    assert len(asked) == len(set(asked)) and 0 not in asked
-
-
-def test_a_good_guess_takes_few_compilations_and_what_is_known_none():
-    asked = []
-    assert largest_batch(lambda batch: asked.append(batch) or batch <= 200, 200, {208: False}) == 200
-    assert asked == [200]
-
-
-def test_guess_fills_what_memory_is_left():
-    result = COMPILED | dict(
-        temp_bytes=2 * GIB, argument_bytes=1.75 * GIB, output_bytes=0, alias_bytes=0, generated_code_bytes=0)
-    assert guess_largest_batch(result, V5E, batch_size=64) == 7 * 64
-    assert guess_largest_batch(dict(needed_bytes=4.0, hbm_bytes=1.0), V5E, batch_size=64) == 16
 
 
 # ---- the environment of the compiler ----------------------------------------------------------------------------
@@ -189,44 +120,3 @@ def test_the_child_imports_nothing_of_ours():
     done = subprocess.run([sys.executable, '-I', '-c', code, ROOT / 'timm_rs/tpu/compiler_child.py'],
                           capture_output=True, text=True, check=True)
     assert done.stdout == 'set()\n'
-
-
-# ---- the step ---------------------------------------------------------------------------------------------------
-
-COMPARE = """
-import collections, os, re, sys
-os.environ.update(PJRT_DEVICE='CPU', CPU_NUM_DEVICES='2', XLA_FLAGS='--xla_backend_optimization_level=0')
-from timm_rs.tpu import compiler as tpu_compiler
-from timm_rs.device.xla import XlaDevice
-from timm_rs.recipe.knobs import Recipe
-model = dict(resnetrs=dict(model='resnetrs', model_kwargs=dict(layers=(1, 1, 1, 1), width=0.125), opt='sgd', drop=0.2),
-             efficientnet=dict(model='test_efficientnet', opt='rmsproptf'))[sys.argv[1]]
-recipe = Recipe(**model, img_size=32, batch_size=4, num_classes=10, warmup_epochs=0, lr=0.1, model_ema=True,
-                model_ema_warmup=True, amp=True, amp_dtype='bfloat16', mixup=0.2)
-device = XlaDevice()
-
-def operations():  # in place of the serialized program: what it computes, in no order
-    tensors = device._live_tensors()
-    needed = device._xla._XLAC._check_tensor_need_materialization(tensors)
-    text = device._xla._XLAC._get_xla_tensors_hlo([tensor for tensor, needs in zip(tensors, needed) if needs])
-    return collections.Counter(re.findall(r'= (\\S+ [a-z-]+\\()', text))
-
-device.collected_program = operations
-traced = tpu_compiler.trace_step(recipe, device)
-# Now the same, but the first update is run, not forgotten.
-forget = [device._xla.sync, device.forget_collected]
-device.forget_collected = lambda: forget.pop(0)()
-ran = tpu_compiler.trace_step(recipe, device)
-assert sum(traced.values()) > 500 and sum(shape.startswith('u8[8,32,32,3]') for shape in traced) == 1, traced
-assert traced == ran, (traced - ran, ran - traced)
-print('equal')
-"""
-
-
-@pytest.mark.xla
-@pytest.mark.parametrize('model', ['resnetrs', 'efficientnet'])
-def test_the_traced_step_is_the_one_that_runs_after_the_first(model):
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', COMPARE, model], cwd=ROOT, capture_output=True,
-                          text=True, check=False, env=os.environ | dict(PYTHONPATH=str(ROOT)))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == 'equal\n'

@@ -13,7 +13,7 @@ from timm_rs.data.timm_loader import Seeded, create_transform_for_timm
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms import official_crops
-from timm_rs.transforms.create import create_transform, released_randaugment
+from timm_rs.transforms.create import create_transform, official_randaugment
 from timm_rs.transforms.official_crops import (
     EvalCrop,
     TrainCrop,
@@ -229,7 +229,7 @@ def test_preprocessing_tf_takes_the_recipes_numbers():
         assert (transform.crop.crop.size, transform.crop.crop.crop_pct) == (32, 0.875)
 
 
-def test_the_loader_gives_the_released_pixels():
+def test_the_loader_gives_the_official_pixels():
     recipe = Recipe(preprocessing='tf', train_interpolation='bicubic', aa=None, color_jitter=None)
     image = Image.fromarray(IMAGE)
     for seed in range(5):
@@ -243,12 +243,12 @@ def test_the_loader_gives_the_released_pixels():
                                 'rand-m15-n2-inc1', 'rand-m15-n2-p0.5', 'rand-m15-n2-tweights'])
 def test_randaugment_tf_needs_a_string_it_can_follow(aa):
     with pytest.raises(UserError, match='randaugment: tf reads .* from aa, such as rand-m15-n2-p1.0-mmax15; got'):
-        released_randaugment(aa)
+        official_randaugment(aa)
 
 
 @pytest.mark.parametrize('extra', [['--randaugment', 'tf'], TF, ['--randaugment', 'tf', *TF, '--workers', '2'],
                                    [*TF, '--no-aug']], ids=' '.join)
-def test_released_transforms_train_the_same_twice_and_otherwise_than_timms(run, image_folder, tmp_path, extra):
+def test_official_transforms_train_the_same_twice_and_otherwise_than_timms(run, image_folder, tmp_path, extra):
     arguments = [*TINY, '--data-dir', image_folder, '--aa', AA, '--epochs', 1, '--train-interpolation', 'bicubic']
     losses = []
     for name, options in (('first', extra), ('second', extra), ('timm', ['--no-aug'] * ('--no-aug' in extra))):
@@ -258,7 +258,7 @@ def test_released_transforms_train_the_same_twice_and_otherwise_than_timms(run, 
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_released_transforms_resume_where_they_stopped(run, image_folder, tmp_path):
+def test_official_transforms_resume_where_they_stopped(run, image_folder, tmp_path):
     arguments = [*TINY, '--data-dir', image_folder, '--aa', AA, '--randaugment', 'tf', *TF, '--sched', 'none']
     assert run(*arguments, '--experiment', 'whole').code == 0
     assert run(*arguments, '--experiment', 'part', '--epochs', 1).code == 0

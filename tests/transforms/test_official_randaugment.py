@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 from conftest import EXPECTED
 
-from timm_rs.transforms.official_randaugment import (
-    OPERATIONS,
-    RandAugment,
-    contrast,
-    grayscale,
-    magnitude_for,
-    solarize,
-)
+from timm_rs.transforms.official_randaugment import OPERATIONS, RandAugment, contrast, grayscale, solarize
 
 GOLDENS = np.load(EXPECTED / 'randaugment.npz')
 CENTRES = dict(small=(5, 30), large=(100, 20))  # as in the script
@@ -168,17 +161,6 @@ def test_negative_strength_and_unknown_operations_are_refused(image):
         RandAugment(10, -2)
     with pytest.raises(ValueError, match='unknown operation Zoom; there are AutoContrast'):
         RandAugment(10).apply('Zoom', image)
-
-
-@pytest.mark.parametrize(
-    ('img_size', 'magnitude'), [(192, 10), (224, 10), (225, 15), (256, 15), (320, 15), (321, 20)])
-def test_efficientnet_rs_magnitude_follows_the_resolution(img_size, magnitude):
-    assert magnitude_for(img_size) == magnitude
-
-
-def test_efficientnet_rs_magnitude_needs_a_size():
-    with pytest.raises(ValueError, match='img_size must be positive, got 0'):
-        magnitude_for(0)
 
 
 def test_luminance_is_tensorflows_where_the_weights_round_either_way():

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm_rs.benchmark.rows import provenance, spread, write_photos
+from timm_rs.benchmark.loaders import write_photos
+from timm_rs.benchmark.rows import provenance, spread
 from timm_rs.benchmark.timed_commands import Shell, watch_gpu
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError

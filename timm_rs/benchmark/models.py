@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from timm_rs.benchmark.rows import Cost, provenance, ratios, spread, take_turns
+from timm_rs.benchmark.rows import GIB, Cost, four_digits, provenance, ratios, spread, take_turns
 from timm_rs.benchmark.step_process import Candidate, DoesNotFit, check_model, check_setup, precision_of
 from timm_rs.benchmark.worker import StepProcess, Worker, fit, fit_side_by_side
 from timm_rs.device.torch_device import cpu_emulates_bfloat16
@@ -49,7 +49,6 @@ FIGURE_5 = [
 PAPERS_BATCH_SIZE = 128  # where the search for one that fits begins
 PAPERS_IMAGES = 1024  # of the step whose latency the paper gives
 LAYOUT = 'channels_last'  # of the recipes
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -179,9 +178,9 @@ def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peak
         setup = index % len(protocol.setups)
         others = {'to_base': setup, 'to_first_setup': index - setup}
         row: dict[str, Any] = protocol.key(candidate, group[0])
-        row |= dict(batch_size=candidate.batch_size, peak_memory_gib=_digits(peaks[index] / GIB))
+        row |= dict(batch_size=candidate.batch_size, peak_memory_gib=four_digits(peaks[index] / GIB))
         if starts is not None:
-            row['start_s'] = _digits(starts[index])
+            row['start_s'] = four_digits(starts[index])
         if costs is not None:
             steps = costs[index]
             per_image = _per_image(steps, candidate)
@@ -199,7 +198,7 @@ def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peak
                               ratios(_per_image(costs[other], candidates[other]), per_image, clock))
         for to, other in others.items():
             theirs = peaks[other] / candidates[other].batch_size
-            row[f'memory_ratio_{to}'] = _digits(theirs / (peaks[index] / candidate.batch_size))
+            row[f'memory_ratio_{to}'] = four_digits(theirs / (peaks[index] / candidate.batch_size))
         found.append(row | dict(memory_is='allocated by torch' if candidate.device.startswith('cuda') else
                                 'growth of resident memory') | source)
         package = candidate.setup.partition('_')[0]
@@ -214,10 +213,6 @@ def _per_image(costs: list[Cost], candidate: Candidate) -> list[Cost]:
 
 def _named(name: str, values: list[float]) -> dict[str, float]:
     return {f'{name}_{key}': value for key, value in spread(values).items()}
-
-
-def _digits(value: float) -> float:
-    return float(f'{value:.4g}')
 
 
 def training_setups(setups: list[str] | None, precision: str) -> tuple[str, ...]:

@@ -1,13 +1,10 @@
 """Honest comparisons of speed: candidates take turns within one run, every row says where it comes from."""
 
 import datetime
-import io
-import math
 import os
 import platform
 import resource
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -16,22 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import PIL
 import timm
 import torch
-from PIL import Image
-from torchvision.transforms import InterpolationMode
 
 import timm_rs
-from timm_rs.data.samples import Samples
-from timm_rs.errors import UserError
-from timm_rs.files import atomic_folder
 from timm_rs.progress import track
-from timm_rs.transforms.create import RandomResizedCrop
-from timm_rs.transforms.decode import Pixels, open_picture, resize
 
-PHOTOS_FOLDER = Path('data/photos')
+GIB = 2**30
 
 
 class Cost(NamedTuple):
@@ -74,8 +63,13 @@ def ratios(base: list[Cost], other: list[Cost], which: str) -> list[float]:
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and greatest, to four digits."""
-    return {name: float(f'{function(values):.4g}') for name, function in (
+    return {name: four_digits(function(values)) for name, function in (
         ('median', statistics.median), ('min', min), ('max', max))}
+
+
+def four_digits(value: float) -> float:
+    """`value` as precisely as a measurement deserves."""
+    return float(f'{value:.4g}')
 
 
 def provenance() -> dict[str, str]:
@@ -111,67 +105,3 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
-
-
-def decoding_psnr(samples: Samples, size: int, count: int) -> tuple[float, float | None, float]:
-    """How far our decoding and resizing of a random crop to `size` px is from PIL's, over the first `count` images.
-
-    Returns the median PSNR (dB) of exact decoding; of scaled decoding, where the crop is large enough for it (None:
-    nowhere); and the share of such crops. The truth is PIL's full decode and antialiased bicubic of the same crop.
-    """
-    crops = RandomResizedCrop((size, size), (0.08, 1), (3 / 4, 4 / 3), InterpolationMode.BICUBIC)
-    exact, scaled = [], []
-    for index in range(count):
-        source, _ = samples.read(index)
-        picture = open_picture(source)
-        box = crops.box(picture.height, picture.width, np.random.default_rng(index))
-        top, left, height, width = box
-        whole = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source))
-        truth = np.asarray(whole.convert('RGB').crop((left, top, left + width, top + height)).resize(
-            (size, size), Image.Resampling.BICUBIC))
-        exact.append(psnr(resize(picture.pixels(box), size, size), truth))
-        smaller = picture.pixels(box, at_least=(size, size))
-        if len(smaller) < height:
-            scaled.append(psnr(resize(smaller, size, size), truth))
-    return statistics.median(exact), statistics.median(scaled) if scaled else None, len(scaled) / count
-
-
-def psnr(pixels: Pixels, truth: Pixels) -> float:
-    """Peak signal-to-noise ratio of uint8 images in dB; 138 for equal ones."""
-    return 10 * math.log10(255**2 / max(np.square(pixels.astype(float) - truth).mean(), 1e-9))
-
-
-# ---- images to read ---------------------------------------------------------------------------------------------
-
-def write_photos(count: int = 256, folder: Path = PHOTOS_FOLDER) -> Path:
-    """A folder train/0/ of `count` photo-like JPEGs, 500x375 px and about 105 KB as ImageNet's; the same every time.
-
-    A complete folder is left alone. Raises UserError when it cannot be written.
-    """
-    if len(list(folder.glob('train/0/*.jpg'))) == count:
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        with atomic_folder(folder) as temporary:
-            (temporary / 'train/0').mkdir(parents=True)
-            for index in track(range(count), 'making photos'):
-                Image.fromarray(photo(np.random.default_rng(index))).save(
-                    temporary / f'train/0/{index:05}.jpg', quality=93)
-    except OSError as error:
-        raise UserError(f'photos cannot be written to {folder}: {error.strerror}; give --data-dir') from error
-    return folder
-
-
-def photo(rng: np.random.Generator, height: int = 375, width: int = 500) -> Pixels:
-    """Coloured noise with the spectrum of photos (amplitude 1/frequency), (height, width, 3)."""
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
-    frequency[0, 0] = 1 / width
-    planes = []
-    for _ in range(3):
-        noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((height, width))) / frequency ** 1.1).real
-        planes.append((noise - noise.mean()) / noise.std())
-    light, *tints = planes  # channels of photos are much alike
-    return np.clip(128 + 38 * np.stack([light, *(light + 0.3 * tint for tint in tints)], axis=-1), 0, 255).astype(
-        np.uint8)

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
+from timm_rs.benchmark.rows import GIB
 from timm_rs.errors import UserError
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,23 @@ decoding, or as in the authors' release where the recipe wants it; all others ru
 
 import contextlib
 import itertools
-import math
-import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
 import timm.data
-import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision.transforms import CenterCrop, InterpolationMode, RandomHorizontalFlip, RandomVerticalFlip, Resize
+from torchvision.transforms import CenterCrop, RandomHorizontalFlip, RandomVerticalFlip, Resize
 
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.decode import Box, Picture, Pixels, open_picture, resize
-from timm_rs.transforms.official_crops import EvalCrop, TrainCrop
+from timm_rs.transforms.crops import Flip, OnPil, RandomResizedCrop, ResizedCenterCrop, Rng, WholeImage
+from timm_rs.transforms.decode import Picture, Pixels, open_picture
+from timm_rs.transforms.official_crops import EvalCrop, OfficialEvalCrop, OfficialTrainCrop, TrainCrop
 from timm_rs.transforms.official_randaugment import RandAugment
 
-Rng: TypeAlias = np.random.Generator
 CropStep: TypeAlias = Callable[[Picture, Rng], Pixels]
 PixelStep: TypeAlias = Callable[[Pixels, Rng], Pixels]
 
@@ -56,7 +52,7 @@ def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: b
 
     Raises UserError for settings that timm cannot read, or that the release does not have.
     """
-    check_released(recipe, data_config)
+    check_official(recipe, data_config)
     with _blaming_settings():
         return _create_transform(recipe, data_config, is_training)
 
@@ -67,11 +63,11 @@ def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: 
     crop: CropStep
     if recipe.preprocessing == 'tf' and is_training and not recipe.no_aug:
         (low, high), (narrow, wide) = recipe.scale, recipe.ratio
-        crop = ReleasedTrainCrop(
+        crop = OfficialTrainCrop(
             TrainCrop(size[0], (low, high), (narrow, wide), recipe.hflip, data_config['crop_pct']), scaled)
         steps = [step for step in steps[1:] if not isinstance(step, RandomHorizontalFlip)]
     elif recipe.preprocessing == 'tf':
-        crop, steps = ReleasedEvalCrop(EvalCrop(size[0], data_config['crop_pct'])), []
+        crop, steps = OfficialEvalCrop(EvalCrop(size[0], data_config['crop_pct'])), []
     elif isinstance(steps[0], RandomResizedCropAndInterpolation):
         crop, steps = RandomResizedCrop(size, recipe.scale, recipe.ratio, steps[0].interpolation, scaled), steps[1:]
     elif isinstance(steps[0], Resize) and isinstance(steps[0].size, int) and isinstance(steps[1], CenterCrop):
@@ -117,14 +113,14 @@ def image_mode(recipe: Recipe) -> str:
     return recipe.input_img_mode or ('RGB' if recipe.channels in (None, 3) else 'L')
 
 
-def check_released(recipe: Recipe, data_config: dict[str, Any]) -> None:
+def check_official(recipe: Recipe, data_config: dict[str, Any]) -> None:
     """Raise UserError for settings that contradict `randaugment: tf` or `preprocessing: tf`."""
     channels, height, width = data_config['input_size']
     ours = [f'{name}: tf' for name in ('randaugment', 'preprocessing') if getattr(recipe, name) == 'tf']
     if ours and (channels != 3 or recipe.input_img_mode not in (None, 'RGB')):
         raise UserError(f'{ours[0]} works on RGB images; drop it, or input_img_mode, in_chans and input_size')
     if recipe.randaugment == 'tf':
-        released_randaugment(recipe.aa)
+        official_randaugment(recipe.aa)
     if recipe.preprocessing == 'tf':
         needed = dict(
             train_interpolation=(recipe.train_interpolation, ('', 'bicubic')),
@@ -138,7 +134,7 @@ def check_released(recipe: Recipe, data_config: dict[str, Any]) -> None:
             raise UserError(f'preprocessing: tf makes square images, got input_size {data_config["input_size"]}')
 
 
-def released_randaugment(aa: str | None) -> RandAugment:
+def official_randaugment(aa: str | None) -> RandAugment:
     """The release's RandAugment with the magnitude and number of layers of timm's string `aa`.
 
     Raises UserError for a string that says what the release's does not have (noise, other operations, p below 1).
@@ -149,99 +145,6 @@ def released_randaugment(aa: str | None) -> RandAugment:
                         f'rand-m15-n2-p1.0-mmax15; got {aa!r}')
     return RandAugment(int(found[1]), int(found[2]))
 
-
-# ---- crops: a picture in, pixels of the wanted size out ---------------------------------------------------------
-
-class RandomResizedCrop:
-    """A random crop, resized to `size` (height, width): timm's, by another random number generator.
-
-    Source: timm's RandomResizedCropAndInterpolation: area uniform, logarithm of the aspect ratio uniform, the centre
-    when ten boxes did not fit. A pair of `interpolation`s means one of them at random. Raises ValueError for ranges
-    that are empty or out of bounds.
-    """
-
-    def __init__(self, size: tuple[int, int], scale: Sequence[float], ratio: Sequence[float],
-                 interpolation: InterpolationMode | Sequence[InterpolationMode], scaled: bool = False):
-        (small, large), (narrow, wide) = scale, ratio
-        if not 0 < small <= large <= 1 or not 0 < narrow <= wide:
-            raise ValueError(f'scale must be a range within 0..1 and ratio one above 0, got {scale} and {ratio}')
-        self.size, self.scale, self.ratio, self.scaled = size, (small, large), (narrow, wide), scaled
-        several = (interpolation,) if isinstance(interpolation, InterpolationMode) else interpolation
-        self.interpolations = [mode.value for mode in several]
-
-    def __call__(self, picture: Picture, rng: Rng) -> Pixels:
-        box = self.box(picture.height, picture.width, rng)
-        pixels = picture.pixels(box, at_least=self.size if self.scaled else None)
-        which = rng.integers(len(self.interpolations)) if len(self.interpolations) > 1 else 0
-        return resize(pixels, *self.size, self.interpolations[which])
-
-    def box(self, height: int, width: int, rng: Rng) -> Box:
-        """A random box (top, left, height, width) in an image of that size."""
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for area, aspect in rng.uniform((self.scale[0], low), (self.scale[1], high), (10, 2)).tolist():
-            area, aspect = area * height * width, math.exp(aspect)
-            box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-            if 0 < box_height <= height and 0 < box_width <= width:
-                top, left = rng.integers((height - box_height + 1, width - box_width + 1)).tolist()
-                return top, left, box_height, box_width
-        box_height = min(height, round(width / min(self.ratio)))
-        box_width = min(width, round(height * max(self.ratio)))
-        return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-class ResizedCenterCrop:
-    """The image with its short side resized to `short_side`, and of that the `size` (height, width) in the middle.
-
-    Source: torchvision's Resize and CenterCrop, to the same pixels' places.
-    """
-
-    def __init__(self, short_side: int, size: tuple[int, int], interpolation: InterpolationMode):
-        self.short_side, self.size, self.interpolation = short_side, size, interpolation.value
-
-    def __call__(self, picture: Picture, rng: Rng) -> Pixels:
-        short = min(picture.height, picture.width)
-        height, width = (int(self.short_side * side / short) for side in (picture.height, picture.width))
-        pixels = resize(picture.pixels(), height, width, self.interpolation)
-        top, left = (round((have - want) / 2) for have, want in zip((height, width), self.size, strict=True))
-        return pixels[top:top + self.size[0], left:left + self.size[1]]
-
-
-class ReleasedTrainCrop:
-    """The release's random crop and flip, with no more decoded than the crop."""
-
-    def __init__(self, crop: TrainCrop, scaled: bool = False):
-        self.crop, self.scaled = crop, scaled
-
-    def __repr__(self) -> str:
-        return repr(self.crop)
-
-    def __call__(self, picture: Picture, rng: Rng) -> Pixels:
-        box = self.crop.box(picture.height, picture.width, rng)
-        at_least = (self.crop.size, self.crop.size) if self.scaled else None
-        return self.crop.finish(picture.pixels(box, at_least=at_least), rng)
-
-
-class ReleasedEvalCrop:
-    """The release's centre crop, with no more decoded than that."""
-
-    def __init__(self, crop: EvalCrop):
-        self.crop = crop
-
-    def __repr__(self) -> str:
-        return repr(self.crop)
-
-    def __call__(self, picture: Picture, rng: Rng) -> Pixels:
-        return self.crop.finish(picture.pixels(self.crop.box(picture.height, picture.width)))
-
-
-class WholeImage:
-    """The picture as it is, for timm's own transforms to work on."""
-
-    def __call__(self, picture: Picture, rng: Rng) -> Pixels:
-        return picture.pixels()
-
-
-# ---- steps: pixels in, pixels out -------------------------------------------------------------------------------
 
 def _on_arrays(steps: Sequence[Any], recipe: Recipe) -> list[PixelStep]:
     """timm's `steps` on arrays: ours in place of those we have, all others on PIL images, neighbours in one go."""
@@ -257,49 +160,5 @@ def _on_array(step: Any, recipe: Recipe) -> PixelStep | None:
     if isinstance(step, (RandomHorizontalFlip, RandomVerticalFlip)):
         return Flip(step.p, horizontal=isinstance(step, RandomHorizontalFlip))
     if isinstance(step, timm.data.RandAugment) and recipe.randaugment == 'tf':
-        return released_randaugment(recipe.aa)
+        return official_randaugment(recipe.aa)
     return None
-
-
-class Flip:
-    """Mirror an image with a probability."""
-
-    def __init__(self, probability: float, horizontal: bool):
-        self.probability, self.horizontal = probability, horizontal
-
-    def __call__(self, pixels: Pixels, rng: Rng) -> Pixels:
-        if rng.random() >= self.probability:
-            return pixels
-        return cv2.flip(pixels, int(self.horizontal)).reshape(pixels.shape)
-
-
-class OnPil:
-    """Transforms of PIL images, their random numbers drawn from the image's own seed."""
-
-    def __init__(self, steps: Sequence[Callable[[Image.Image], Image.Image]]):
-        self.steps = steps
-
-    def __call__(self, pixels: Pixels, rng: Rng) -> Pixels:
-        image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-        with seeded(int(rng.integers(2**32))):
-            for step in self.steps:
-                image = step(image)
-        return np.atleast_3d(np.asarray(image))
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global random numbers of Python, NumPy and torch (CPU), and put them back as they were.
-
-    Nobody else draws from them in a data worker, but without workers the training loop does.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

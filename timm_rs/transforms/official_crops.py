@@ -15,12 +15,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import embedding_bag
 
-from timm_rs.transforms.decode import Box, Pixels, check_image
+from timm_rs.transforms.decode import Box, Picture, Pixels, check_image
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Number = TypeVar('Number', np.uint8, np.float32)
-
-cv2.setNumThreads(0)  # its threads do not survive a fork, and data workers are forked
 
 ATTEMPTS = 10
 MIN_COVERED = 0.1  # of the whole image, which the release passes as the object to keep in view
@@ -101,6 +99,34 @@ class EvalCrop:
         """(size, size, 3) uint8 from what is in the box."""
         # differs from the paper: rounded to uint8, which is how batches travel here; the release keeps fractions.
         return _upright(to_uint8(np.rint(_resized_columns(cropped, self.size, self.size))))
+
+
+class OfficialTrainCrop:
+    """`TrainCrop` of a picture, of which no more is decoded than the crop."""
+
+    def __init__(self, crop: TrainCrop, scaled: bool = False):
+        self.crop, self.scaled = crop, scaled
+
+    def __repr__(self) -> str:
+        return repr(self.crop)
+
+    def __call__(self, picture: Picture, rng: np.random.Generator) -> Pixels:
+        box = self.crop.box(picture.height, picture.width, rng)
+        at_least = (self.crop.size, self.crop.size) if self.scaled else None
+        return self.crop.finish(picture.pixels(box, at_least=at_least), rng)
+
+
+class OfficialEvalCrop:
+    """`EvalCrop` of a picture, of which no more is decoded than the crop."""
+
+    def __init__(self, crop: EvalCrop):
+        self.crop = crop
+
+    def __repr__(self) -> str:
+        return repr(self.crop)
+
+    def __call__(self, picture: Picture, rng: np.random.Generator) -> Pixels:
+        return self.crop.finish(picture.pixels(self.crop.box(picture.height, picture.width)))
 
 
 def sample_crop(

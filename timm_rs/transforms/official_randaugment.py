@@ -19,9 +19,6 @@ from timm_rs.transforms.decode import Pixels, check_image
 
 Matrix: TypeAlias = tuple[float, float, float, float, float, float]
 
-# A data worker is one core, and OpenCV's own threads do not survive the fork that makes one.
-cv2.setNumThreads(0)
-
 # In the release's order.
 OPERATIONS = (
     'AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize', 'Color', 'Contrast', 'Brightness',
@@ -30,16 +27,6 @@ GRAY = 128  # what geometric operations and Cutout fill with
 
 _LEVELS: npt.NDArray[np.float32] = np.arange(256, dtype=np.float32)
 _IDENTITY: Pixels = np.arange(256, dtype=np.uint8)
-
-
-def magnitude_for(img_size: int) -> int:
-    """EfficientNet-RS's RandAugment magnitude at `img_size` pixels: 10 up to 224, 20 above 320, otherwise 15.
-
-    Source: the paper, section 7.2. Raises ValueError for a size that is not positive.
-    """
-    if img_size < 1:
-        raise ValueError(f'img_size must be positive, got {img_size}')
-    return 10 if img_size <= 224 else 15 if img_size <= 320 else 20
 
 
 class RandAugment:

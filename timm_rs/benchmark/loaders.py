@@ -1,0 +1,190 @@
+"""Our loader beside timm's: the processor time and the images per second of each, and how exactly ours decodes."""
+
+import dataclasses
+import io
+import math
+import shutil
+import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+
+from timm_rs.benchmark.rows import Cost, provenance, ratios, spread, take_turns
+from timm_rs.data.datasets import create_datasets
+from timm_rs.data.loader import create_train_loader, num_workers
+from timm_rs.data.samples import Samples, Subset, as_samples
+from timm_rs.data.shards.packing import pack
+from timm_rs.data.shards.reading import open_shards
+from timm_rs.data.workers import num_cores
+from timm_rs.device.torch_device import Device
+from timm_rs.errors import UserError
+from timm_rs.files import atomic_folder
+from timm_rs.progress import track
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.transforms.crops import RandomResizedCrop
+from timm_rs.transforms.decode import Pixels, open_picture, resize
+
+PHOTOS_FOLDER = Path('data/photos')
+
+
+class DecodingPsnr(NamedTuple):
+    """How far our decoding is from PIL's, as median PSNR in dB."""
+
+    exact: float
+    scaled: float | None  # None where no crop is large enough for it
+    share_scaled: float  # of the crops, those that are large enough
+
+
+def compare_loaders(
+        recipe: Recipe, images: int, rounds: int, packed: bool) -> tuple[list[dict[str, Any]], DecodingPsnr]:
+    """A row of results for each loader, and how exactly ours decodes.
+
+    Each makes at least `images` images per turn, in several epochs if need be; `packed` shards are one candidate.
+    Without data, photos are made. Raises UserError for data that cannot be used or only be streamed.
+    """
+    if not recipe.data_dir and not recipe.dataset:
+        recipe = dataclasses.replace(recipe, data_dir=str(write_photos()))
+    recipe = dataclasses.replace(recipe, val_split='')
+    device = Device('cpu')
+    samples, _, num_classes = create_datasets(recipe)
+    if not isinstance(samples, Samples):
+        raise UserError(f'dataset {recipe.dataset} is streamed, and has no loader but timm\'s; give a folder or shards')
+    if len(samples) > images:
+        samples = Subset(samples, range(images))
+    recipe = dataclasses.replace(
+        recipe, batch_size=min(recipe.batch_size, len(samples)), num_classes=num_classes or recipe.num_classes or 1000)
+    config = timm.data.resolve_data_config(
+        dataclasses.asdict(recipe), pretrained_cfg=timm.get_pretrained_cfg(recipe.model).to_dict())
+    size = config['input_size'][-1]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        candidates = loader_candidates(recipe, samples, scratch if packed else None)
+        costs = take_turns({
+            name: partial(read, dataclasses.replace(recipe, **changes), config, data, images, device)
+            for name, (changes, data) in candidates.items()}, rounds, label='loaders')
+    decoding = decoding_psnr(samples, size, min(len(samples), 200))
+    psnr = {'fast': decoding.exact, 'fast, decode scaled': decoding.scaled}
+    return [dict(loader=name, img_size=size, workers=num_workers(recipe), images=images, rounds=rounds,
+                 **loader_columns(own, costs['timm']), psnr_db_median=psnr.get(name), **provenance())
+            for name, own in costs.items()], decoding
+
+
+def loader_candidates(
+        recipe: Recipe, samples: Samples, shards: str | None) -> dict[str, tuple[dict[str, Any], Samples]]:
+    """By name, what each loader changes in the recipe, and its samples; those packed into the folder `shards`, too."""
+    fast = dict(loader='fast', preprocessing='timm')
+    candidates: dict[str, tuple[dict[str, Any], Samples]] = {
+        'timm': (dict(loader='timm', preprocessing='timm', randaugment='timm'), samples),
+        'fast': (fast, samples),
+        'fast, decode scaled': (fast | dict(decode='scaled'), samples)}
+    if recipe.preprocessing == 'tf':
+        candidates['fast, released crops'] = (dict(loader='fast'), samples)
+    if shards:
+        pack(samples, shards, 'train', workers=num_cores())
+        candidates['fast, packed'] = (fast, as_samples(open_shards(shards, 'train')))
+    return candidates
+
+
+def read(recipe: Recipe, config: dict[str, Any], samples: Samples, images: int, device: Device) -> int:
+    """Have a new loader make at least `images` images on the host; returns how many it made."""
+    assert recipe.num_classes
+    loader = create_train_loader(samples, recipe, config, recipe.num_classes, device)
+    done = epoch = 0
+    while done < images:
+        loader.set_epoch(epoch)
+        done += sum(len(batch) for batch, _ in loader.host_batches())
+        epoch += 1
+    return done  # the loader goes, and its workers with it
+
+
+def loader_columns(own: list[Cost], timms: list[Cost]) -> dict[str, float]:
+    """CPU milliseconds of an image and images per second over the rounds, and how many times as much timm's takes."""
+    spreads = dict(
+        cpu_ms=[1e3 * cost.cpu for cost in own], images_per_s=[1 / cost.wall for cost in own],
+        cpu_ratio_to_timm=ratios(timms, own, 'cpu'), wall_ratio_to_timm=ratios(timms, own, 'wall'))
+    return {f'{column}_{key}': value for column, values in spreads.items() for key, value in spread(values).items()}
+
+
+def loader_table(rows: list[dict[str, Any]], decoding: DecodingPsnr) -> str:
+    """What `compare_loaders` found, for people."""
+    lines = [f'{"loader":20} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}']
+    lines += [
+        '{loader:20} {cpu_ms_median:10.3f} ({cpu_ms_min:.3f}-{cpu_ms_max:.3f}) {images_per_s_median:9.0f} '
+        '{cpu_ratio_to_timm_median:13.2f} ({cpu_ratio_to_timm_min:.2f}-{cpu_ratio_to_timm_max:.2f})'.format(**row)
+        for row in rows]
+    scaled = (f'scaled {decoding.scaled:.1f} dB in the {100 * decoding.share_scaled:.0f} % of crops that it decodes '
+              'smaller' if decoding.share_scaled else 'no crop is large enough to decode it smaller')
+    return '\n'.join([*lines, 'median PSNR against PIL\'s full decode and antialiased bicubic of the same crop: exact '
+                      f'{decoding.exact:.1f} dB; {scaled}'])
+
+
+# ---- how exactly it decodes -------------------------------------------------------------------------------------
+
+def decoding_psnr(samples: Samples, size: int, count: int) -> DecodingPsnr:
+    """How far our decoding and resizing of a random crop to `size` px is from PIL's, over the first `count` images.
+
+    The truth is PIL's full decode and antialiased bicubic of the same crop.
+    """
+    crops = RandomResizedCrop((size, size), (0.08, 1), (3 / 4, 4 / 3), InterpolationMode.BICUBIC)
+    exact, scaled = [], []
+    for index in range(count):
+        source, _ = samples.read(index)
+        picture = open_picture(source)
+        box = crops.box(picture.height, picture.width, np.random.default_rng(index))
+        top, left, height, width = box
+        whole = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source))
+        truth = np.asarray(whole.convert('RGB').crop((left, top, left + width, top + height)).resize(
+            (size, size), Image.Resampling.BICUBIC))
+        exact.append(psnr(resize(picture.pixels(box), size, size), truth))
+        smaller = picture.pixels(box, at_least=(size, size))
+        if len(smaller) < height:
+            scaled.append(psnr(resize(smaller, size, size), truth))
+    return DecodingPsnr(
+        statistics.median(exact), statistics.median(scaled) if scaled else None, len(scaled) / count)
+
+
+def psnr(pixels: Pixels, truth: Pixels) -> float:
+    """Peak signal-to-noise ratio of uint8 images in dB; 138 for equal ones."""
+    return 10 * math.log10(255**2 / max(np.square(pixels.astype(float) - truth).mean(), 1e-9))
+
+
+# ---- images to read ---------------------------------------------------------------------------------------------
+
+def write_photos(count: int = 256, folder: Path = PHOTOS_FOLDER) -> Path:
+    """A folder train/0/ of `count` photo-like JPEGs, 500x375 px and about 105 KB as ImageNet's; the same every time.
+
+    A complete folder is left alone. Raises UserError when it cannot be written.
+    """
+    if len(list(folder.glob('train/0/*.jpg'))) == count:
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+        with atomic_folder(folder) as temporary:
+            (temporary / 'train/0').mkdir(parents=True)
+            for index in track(range(count), 'making photos'):
+                Image.fromarray(photo(np.random.default_rng(index))).save(
+                    temporary / f'train/0/{index:05}.jpg', quality=93)
+    except OSError as error:
+        raise UserError(f'photos cannot be written to {folder}: {error.strerror}; give --data-dir') from error
+    return folder
+
+
+def photo(rng: np.random.Generator, height: int = 375, width: int = 500) -> Pixels:
+    """Coloured noise with the spectrum of photos (amplitude 1/frequency), (height, width, 3)."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    frequency[0, 0] = 1 / width
+    planes = []
+    for _ in range(3):
+        noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((height, width))) / frequency ** 1.1).real
+        planes.append((noise - noise.mean()) / noise.std())
+    light, *tints = planes  # channels of photos are much alike
+    return np.clip(128 + 38 * np.stack([light, *(light + 0.3 * tint for tint in tints)], axis=-1), 0, 255).astype(
+        np.uint8)

@@ -1,0 +1,100 @@
+"""A training step as a program for the TPU's compiler, as torch_xla traces it on the CPU: nothing is trained."""
+
+import dataclasses
+import multiprocessing
+import os
+import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from PIL import Image
+
+from timm_rs.data.loader import create_train_loader
+from timm_rs.data.samples import Samples
+from timm_rs.device.xla import XlaDevice
+from timm_rs.errors import UserError
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.training.build import build_model, create_training
+from timm_rs.training.engine import train_updates, updates_per_epoch
+from timm_rs.training.runlog import Progress
+from timm_rs.training.schedule import create_optimizer, create_schedule
+from timm_rs.training.state import Place
+
+IMAGENET_CLASSES = 1000
+
+
+class BlankSamples(Samples):
+    """`count` black images of one class, which need no disk."""
+
+    classes = {}
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return Image.new('RGB', (32, 32)), 0
+
+
+def trace(recipe: Recipe, num_devices: int) -> bytes:
+    """`trace_step` on torch_xla's CPU devices, in a process of its own: the compiler needs the memory that it takes.
+
+    Raises UserError as `trace_step` does, without torch_xla, and when memory does not suffice.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        try:
+            return pool.submit(_trace, recipe, num_devices).result()
+        except BrokenProcessPool:
+            raise UserError('the process that traces the step was killed; it takes some 30 bytes of memory per '
+                            'parameter and device: free some, or take fewer --chips') from None
+
+
+def _trace(recipe: Recipe, num_devices: int) -> bytes:
+    os.environ |= dict(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(num_devices))
+    warnings.simplefilter('ignore')
+    device = XlaDevice()
+    try:
+        return trace_step(recipe, device)
+    finally:
+        device.close()
+
+
+def trace_step(recipe: Recipe, device: XlaDevice) -> bytes:
+    """The program of one training step of `recipe`, as a serialized HloModuleProto. Nothing is trained.
+
+    It is the step of the engine with all that belongs to it, from uint8 images on: one batch per update, on the
+    devices of `device`. Raises UserError for a recipe that cannot be trained there.
+    """
+    recipe = dataclasses.replace(
+        recipe, num_classes=recipe.num_classes or IMAGENET_CLASSES, grad_accum_steps=1, log_interval=sys.maxsize,
+        workers=0, aa=None, randaugment='timm')  # what happens on the host is not in the program
+    model, data_config = build_model(recipe, device)
+    samples = BlankSamples(4 * recipe.batch_size * device.num_devices)
+    loader = create_train_loader(samples, recipe, data_config, model.num_classes, device)
+    optimizer = create_optimizer(model, recipe, device.num_devices)
+    schedule, _ = create_schedule(optimizer, recipe, updates_per_epoch(len(loader), recipe))
+    training = create_training(model, recipe, device, optimizer, schedule)
+    device.prepare(model, optimizer, training.ema and training.ema.module)
+
+    place, programs, run = Place(), [], device.end_step
+
+    def end_step() -> None:
+        if place.update == 0:  # what the loop needs once
+            run()
+        elif place.update == 1:  # optimizers make what they keep in the first update: the second is like all others
+            device.forget_collected()
+        else:
+            programs.append(device.collected_program())
+
+    device.end_step = end_step  # type: ignore[method-assign]
+    try:
+        for _ in train_updates(training, loader, recipe, device, place, Progress(4, 0, 1, enabled=False)):
+            if programs:
+                break
+    finally:
+        device.end_step = run  # type: ignore[method-assign]
+        device.forget_collected()
+    return programs[0]
