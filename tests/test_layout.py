@@ -8,7 +8,7 @@ from conftest import ROOT
 
 PAGE = (ROOT / 'docs/layout.md').read_text()
 ROWS = {room.strip('/').removesuffix('.py'): int(number)
-        for number, rooms in re.findall(r'^(\d)  (.+)$', PAGE, re.M) for room in rooms.split()}
+        for number, rooms in re.findall(r'^ ?(\d+)  (.+)$', PAGE, re.M) for room in rooms.split()}
 MODULES = sorted((ROOT / 'timm_rs').rglob('*.py'))
 DOORS = [ROOT / 'train.py', *sorted((ROOT / 'tools').glob('*.py'))]
 

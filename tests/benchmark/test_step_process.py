@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import timm_rs.training.build
 from timm_rs.benchmark import step_process
 from timm_rs.benchmark.step_process import Candidate, check_setup, step_recipe
 from timm_rs.benchmark.worker import StepProcess
@@ -33,10 +34,10 @@ def test_steps_of_other_recipes_run(tmp_path, text):
 def test_both_loops_train_the_same_so_neither_leaves_out_work(monkeypatch):
     models = []
 
-    def build(recipe, device):
-        models.append(build_model(recipe, device)[0])
+    def build(*arguments):
+        models.append(build_model(*arguments)[0])
         return models[-1], dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
-    monkeypatch.setattr(step_process, 'build_model', build)
+    monkeypatch.setattr(timm_rs.training.build, 'build_model', build)
     monkeypatch.setattr(step_process, 'step_recipe', lambda candidate: replace(step_recipe(candidate), lr=0.1, drop=0.))
     for setup, steps in (('eager', 0), ('eager', 3), ('timm', 3)):
         torch.manual_seed(0)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from timm_rs.data import datasets
 from timm_rs.data.datasets import create_datasets, write_digits
-from timm_rs.data.loader import LabelCheck
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks.classification import LabelCheck
 
 
 def pack(folder, tar):

@@ -18,6 +18,7 @@ from timm_rs.data.samples import PilDataset, Samples
 from timm_rs.data.shards.packing import pack
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks.classification import Classification
 from timm_rs.transforms.create import create_transform
 from timm_rs.transforms.decode import open_picture
 
@@ -38,7 +39,8 @@ def recipe(folder, **changes):
 
 def train_loader(folder, where=None, **changes):
     settings = recipe(folder, **changes)
-    return create_train_loader(create_datasets(settings)[0], settings, DATA, 3, where or device())
+    return create_train_loader(
+        create_datasets(settings)[0], settings, DATA, Classification(settings), 3, where or device())
 
 
 def epoch(loader, number=0):
@@ -164,7 +166,7 @@ def test_one_channel_goes_all_the_way(image_folder):
 def test_batches_are_normalised_floats_of_the_crops(image_folder):
     settings = recipe(image_folder)
     samples = create_datasets(settings)[0]
-    images, targets = next(iter(create_eval_loader(samples, settings, DATA, 3, device())))
+    images, targets = next(iter(create_eval_loader(samples, settings, DATA, Classification(settings), 3, device())))
     pixels = create_transform(settings, DATA, is_training=False)(samples.read(2)[0], 0)
     expected = (torch.tensor(pixels).permute(2, 0, 1) / 255 - 0.5) / 0.25
     torch.testing.assert_close(images[2], expected)
@@ -285,7 +287,7 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(image_folder):
 def test_evaluation_leaves_bad_files_out(image_folder):
     (image_folder / 'validation/dog/1.jpg').write_bytes(b'')
     settings = recipe(image_folder)
-    loader = create_eval_loader(create_datasets(settings)[1], settings, DATA, 3, device())
+    loader = create_eval_loader(create_datasets(settings)[1], settings, DATA, Classification(settings), 3, device())
     _, targets = zip(*loader, strict=True)
     assert torch.cat(targets).tolist() == 5 * [0] + [1, -1, 1, 1, 1] + 5 * [2]
     assert [name.endswith('validation/dog/1.jpg') for name, _ in loader.take_problems()] == [True]
@@ -296,7 +298,7 @@ def test_nothing_but_bad_files_is_an_error(tmp_path):
     for path in (tmp_path / 'train/cat').iterdir():
         path.write_bytes(b'')
     settings = recipe(tmp_path, val_split='')
-    loader = create_train_loader(create_datasets(settings)[0], settings, DATA, 1, device())
+    loader = create_train_loader(create_datasets(settings)[0], settings, DATA, Classification(settings), 1, device())
     with pytest.raises(UserError, match=r'bad images in a row.*empty file.*scan_dataset'):
         next(iter(loader))
 

@@ -15,11 +15,11 @@ from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
 from timm_rs.programs import train
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.training.build import build_model, create_training
+from timm_rs.tasks.classification import Classification
+from timm_rs.training.build import build_training
 from timm_rs.training.engine import train_updates
 from timm_rs.training.runlog import Progress
-from timm_rs.training.schedule import create_optimizer
-from timm_rs.training.state import Place
+from timm_rs.training.state import Position
 
 DEVICE = os.environ.get('TIMM_RS_CUDA_TESTS', 'cuda')
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # before the first product: some tests are deterministic
@@ -75,9 +75,9 @@ def test_checkpoints_go_to_the_cpu_and_back(run, image_folder, tmp_path, optimiz
 def stop_after(monkeypatch, update):
     genuine = train.train_updates
 
-    def stopping(training, loader, recipe, device, place, progress):
-        for reported in genuine(training, loader, recipe, device, place, progress):
-            if place.update == update:
+    def stopping(training, loader, device, position, progress):
+        for reported in genuine(training, loader, device, position, progress):
+            if position.update == update:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield reported
     monkeypatch.setattr(train, 'train_updates', stopping)
@@ -109,10 +109,9 @@ def leave_as_found():
 
 def build(device, recipe):
     torch.manual_seed(0)
-    model, data_config = build_model(recipe, device)
-    training = create_training(model, recipe, device, create_optimizer(model, recipe, 1))
-    device.prepare(model, training.optimizer, training.ema and training.ema.module)
-    return training, data_config
+    training = build_training(recipe, device, Classification(recipe))
+    device.prepare(training.model, training.optimizer, training.average)
+    return training, training.data_config
 
 
 def tiny_recipe(image_folder, **values):
@@ -131,13 +130,13 @@ def test_the_host_never_waits_between_reports(image_folder, opt, hard):
     device, recipe = Device('cuda'), tiny_recipe(image_folder, opt=opt, log_interval=100, **hard)
     training, data_config = build(device, recipe)
     train_set, _, _ = create_datasets(recipe)
-    loader = create_train_loader(train_set, recipe, data_config, 3, device)
-    place, progress = Place(), Progress(6, 0, 2, enabled=False)
-    list(train_updates(training, loader, recipe, device, place, progress))  # kernels are loaded, which waits
+    loader = create_train_loader(train_set, recipe, data_config, Classification(recipe), 3, device)
+    position, progress = Position(), Progress(6, 0, 2, enabled=False)
+    list(train_updates(training, loader, device, position, progress))  # kernels are loaded, which waits
     loader.set_epoch(1)
     made = 0
     try:
-        updates = train_updates(training, loader, recipe, device, place, progress)
+        updates = train_updates(training, loader, device, position, progress)
         next(updates)
         torch.cuda.set_sync_debug_mode('error')
         while made < (1 if recipe.grad_accum_steps > 1 else 4):  # the last of the epoch reports
@@ -161,10 +160,10 @@ def test_an_update_that_is_not_finite_leaves_no_bit_changed(image_folder, opt, b
     def everything():
         return copy.deepcopy([training.model.state_dict(), training.optimizer.state_dict()['state'],
                               training.ema.module.state_dict()])
-    place, states = Place(), [everything()]
-    for _ in train_updates(training, batches, recipe, device, place, Progress(4, 0, 1, enabled=False)):
+    position, states = Position(), [everything()]
+    for _ in train_updates(training, batches, device, position, Progress(4, 0, 1, enabled=False)):
         states.append(everything())
-    assert place.skipped == 1 and place.skipped_in_a_row == 0
+    assert position.skipped == 1 and position.skipped_in_a_row == 0
     if bad:  # afterwards an optimizer keeps what it did not keep before
         for state in (states[bad][1], states[bad + 1][1]):
             for values in state.values():
@@ -197,7 +196,7 @@ def test_batches_arrive_as_on_the_cpu(image_folder):
         device = Device(name)
         _, data_config = build(device, recipe)
         train_set, _, _ = create_datasets(recipe)
-        loader = create_train_loader(train_set, recipe, data_config, 3, device)
+        loader = create_train_loader(train_set, recipe, data_config, Classification(recipe), 3, device)
         batches[name] = [(images.cpu(), targets.cpu()) for images, targets in loader]
         images, targets, _ = next(iter(loader.loader))
         assert images.is_pinned() == targets.is_pinned() == (name == 'cuda')  # so that their way overlaps the work
@@ -212,14 +211,14 @@ def test_compiled_it_resumes_to_the_bit_and_compiles_nothing_after_the_first_upd
         run, image_folder, tmp_path, monkeypatch, mode, accumulate):
     genuine = train.train_updates
 
-    def strict(training, loader, recipe, device, place, progress):
-        for reported in genuine(training, loader, recipe, device, place, progress):
+    def strict(training, loader, device, position, progress):
+        for reported in genuine(training, loader, device, position, progress):
             monkeypatch.setattr(torch._dynamo.config, 'error_on_recompile', True)  # in evaluation, too
             yield reported
     monkeypatch.setattr(train, 'train_updates', strict)
-    monkeypatch.setattr(train, 'create_training', lambda *arguments: (  # a run starts with nothing compiled
+    monkeypatch.setattr(train, 'build_training', lambda *arguments: (  # a run starts with nothing compiled
         torch._dynamo.reset(), monkeypatch.setattr(torch._dynamo.config, 'error_on_recompile', False),
-        create_training(*arguments))[-1])
+        build_training(*arguments))[-1])
     test_stopped_and_resumed_is_the_same_to_the_bit(run, image_folder, tmp_path, monkeypatch, [
         '--torchcompile', 'inductor', '--torchcompile-mode', mode, '--drop-path', 0.1, '--grad-accum-steps', accumulate,
         '--batch-size', 4, '--validation-batch-size', 6])

@@ -227,14 +227,14 @@ def spoil_updates(monkeypatch, bad):
     """Batches of numbers that are none, in the updates with these numbers; the states after each, by its number."""
     genuine, states = train.train_updates, {}
 
-    def spoiling(training, loader, recipe, device, place, progress):
+    def spoiling(training, loader, device, position, progress):
         class Loader(type(loader)):
             def __iter__(self):
-                for offset, (images, targets) in enumerate(super().__iter__(), start=place.update):
+                for offset, (images, targets) in enumerate(super().__iter__(), start=position.update):
                     yield images * math.nan if offset in bad else images, targets
         loader.__class__ = Loader
-        for reported in genuine(training, loader, recipe, device, place, progress):
-            states[place.update - 1] = {name: value.clone() for name, value in training.model.state_dict().items()}
+        for reported in genuine(training, loader, device, position, progress):
+            states[position.update - 1] = {name: value.clone() for name, value in training.model.state_dict().items()}
             yield reported
     monkeypatch.setattr(train, 'train_updates', spoiling)
     return states
@@ -418,9 +418,9 @@ def test_torchrun_starts_again_and_the_run_goes_on(arguments, tmp_path):
 import os, signal, sys
 from timm_rs.programs import train
 genuine = train.train_updates
-def dying(training, loader, recipe, device, place, progress):
-    for reported in genuine(training, loader, recipe, device, place, progress):
-        if place.update == 5 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
+def dying(training, loader, device, position, progress):
+    for reported in genuine(training, loader, device, position, progress):
+        if position.update == 5 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
             os.kill(os.getpid(), signal.SIGKILL)
         yield reported
 train.train_updates = dying

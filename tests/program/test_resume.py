@@ -26,10 +26,10 @@ def train_and_stop(run, image_folder, monkeypatch):
     updates, evaluate = train.train_updates, train.validate
 
     def call(name, *arguments, data=image_folder, after=(), evaluating=(), number=signal.SIGTERM):
-        def stopping_updates(training, loader, recipe, device, place, progress):
-            for reported in updates(training, loader, recipe, device, place, progress):
-                if place.update in left:
-                    left.remove(place.update)
+        def stopping_updates(training, loader, device, position, progress):
+            for reported in updates(training, loader, device, position, progress):
+                if position.update in left:
+                    left.remove(position.update)
                     os.kill(os.getpid(), number)
                 yield reported
 

@@ -12,6 +12,7 @@ from conftest import ROOT, write_images
 from test_resume import assert_same_run
 
 from timm_rs.programs import train
+from timm_rs.training.runlog import Progress
 
 pytest.importorskip('torch_xla', reason='needs torch_xla, and the torch that goes with it', exc_type=ImportError)
 pytestmark = [pytest.mark.xla, pytest.mark.timeout(900)]
@@ -124,7 +125,7 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(on_four):
 
 def test_the_loss_curve_is_that_of_the_cpu(on_one, on_four, tmp_path, monkeypatch):
     losses = []
-    monkeypatch.setattr(train.Progress, 'report', lambda progress, update, loss, *rest: losses.append(loss))
+    monkeypatch.setattr(Progress, 'report', lambda progress, update, loss, *rest: losses.append(loss))
     train.main([*CURVE, *batch(1, 64), '--device', 'cpu', '--output', str(tmp_path)])
     for run in (on_one['curve'][0], on_four[0]['curve'][0]):
         assert len(losses) == len(run['losses']) >= 50

@@ -19,11 +19,12 @@ import torch
 import torch_xla.debug.metrics as xla_metrics
 
 from timm_rs.programs import train
+from timm_rs.training import build, run
 
 torch.set_num_threads(1)
 
 TRAIN_UPDATES, VALIDATE, BUILD_MODEL, REPORT = (
-    train.train_updates, train.validate, train.build_model, train.Progress.report)
+    train.train_updates, train.validate, build.build_model, run.Progress.report)
 
 
 def counted() -> dict[str, int]:
@@ -43,8 +44,8 @@ class Recorded:
     def __init__(self, argv: list[str], stop_after: int):
         self.stop_after, self.code = stop_after, 0
         self.updates, self.batches, self.losses, self.dtypes = [], [], [], set()
-        train.train_updates, train.validate, train.build_model = self.train_updates, self.validate, self.build_model
-        train.Progress.report = lambda progress, update, loss, *rest: self.losses.append(loss)
+        train.train_updates, train.validate, build.build_model = self.train_updates, self.validate, self.build_model
+        run.Progress.report = lambda progress, update, loss, *rest: self.losses.append(loss)
         before = counted()
         try:
             train.main(['--device', 'xla', *argv])
@@ -52,16 +53,16 @@ class Recorded:
             self.code = stop.code
         self.added = since(before)
 
-    def train_updates(self, training, loader, recipe, device, place, progress):
+    def train_updates(self, training, loader, device, position, progress):
         before = counted()
-        for reported in TRAIN_UPDATES(training, loader, recipe, device, place, progress):
+        for reported in TRAIN_UPDATES(training, loader, device, position, progress):
             self.updates.append(since(before) | dict(reported=reported))
-            if place.update == self.stop_after:
+            if position.update == self.stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield reported
             before = counted()
 
-    def validate(self, training, loader, recipe, device, heed):
+    def validate(self, training, loader, device, heed):
         before = counted()
 
         def note() -> None:
@@ -69,10 +70,10 @@ class Recorded:
             self.batches.append(since(before))
             heed()
             before = counted()
-        return VALIDATE(training, loader, recipe, device, note)
+        return VALIDATE(training, loader, device, note)
 
-    def build_model(self, recipe, device):
-        model, data_config = BUILD_MODEL(recipe, device)
+    def build_model(self, *arguments):
+        model, data_config = BUILD_MODEL(*arguments)
         block = model.get_submodule(model.feature_info[-2]['module'])
         block.register_forward_hook(lambda *call: self.dtypes.add(str(call[-1].dtype)) if model.training else None)
         return model, data_config

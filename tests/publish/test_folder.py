@@ -16,6 +16,7 @@ from timm_rs.publish.card import model_card
 from timm_rs.publish.folder import stock_name, stock_twin, write_folder
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
+from timm_rs.tasks.classification import Classification
 from timm_rs.training.trained import Trained, read_run
 
 NAME = 'me/tiny'
@@ -232,7 +233,8 @@ def test_results_of_the_paper_stand_apart_and_costs_in_both_conventions():
     model = timm.create_model('resnetrs_50').eval()
     recipe = Recipe(model='resnetrs_50', data_dir='/data/imagenet', epochs=350, img_size=160)
     data_config = dict(resolve_model_data_config(model), crop_pct=0.875)
-    trained = Trained(model, recipe, data_config, 'raw', 350, {'top1': 12.345, 'top5': 20.0}, 50000, {})
+    trained = Trained(model, recipe, Classification(recipe), data_config, 'raw', 350,
+                      {'top1': 12.345, 'top5': 20.0}, 50000, {})
     card = model_card(trained, NAME, 'apache-2.0', 'imagenet-1k', 'resnetrs50')
     ours, paper = card.index('12.345'), card.index('78.8 % top-1 (paper, Table 7')
     assert '## Results of the paper\n\nNot of these weights' in card[ours:paper + 1]

@@ -160,7 +160,7 @@ def test_out_of_range_option_names_the_command_line():
 
 # Knobs whose text names something that everyone has; all others hold a path, or what only one machine knows.
 NAMES = {
-    'dataset', 'train_split', 'val_split', 'input_img_mode', 'input_key', 'target_key', 'model', 'interpolation',
+    'task', 'eval_metric', 'dataset', 'train_split', 'val_split', 'input_img_mode', 'input_key', 'target_key', 'model', 'interpolation',
     'torchcompile', 'torchcompile_mode', 'opt', 'aa', 'train_interpolation'}
 
 

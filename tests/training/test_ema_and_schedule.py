@@ -11,7 +11,7 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.ema import create_ema
-from timm_rs.training.schedule import create_optimizer, create_schedule, learning_rate
+from timm_rs.training.schedule import create_optimizer, create_schedule
 
 
 def test_tensorflows_ramp_averages_weights_and_statistics_as_its_closed_form():
@@ -43,7 +43,7 @@ def test_averaging_is_off_unless_asked_for():
     (dict(batch_size=1024, lr_base_scale='sqrt'), 1, 0.2),
 ])
 def test_learning_rate_follows_the_global_batch(recipe, world_size, expected):
-    assert learning_rate(Recipe(**recipe), world_size) == pytest.approx(expected)
+    assert Recipe(**recipe).learning_rate(world_size) == pytest.approx(expected)
 
 
 def test_cosine_starts_at_step_0_and_warm_up_replaces_its_first_epochs():

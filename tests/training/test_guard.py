@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from timm_rs.device.torch_device import Device
 from timm_rs.device.xla import XlaDevice
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import NonFiniteError, create_loss, train_updates
+from timm_rs.tasks.classification import Classification
+from timm_rs.training.build import create_training
+from timm_rs.training.engine import NonFiniteError, train_updates
 from timm_rs.training.resume import checkpoint_state
-from timm_rs.training.schedule import create_optimizer
-from timm_rs.training.state import Place, Training
+from timm_rs.training.state import Position
 
 
 class AsynchronousCpu(Device):
@@ -71,19 +71,16 @@ def create(device, **recipe):
                           nn.Linear(4, 3)).to(memory_format=torch.channels_last)
     values = Recipe(**dict(model_ema=True, model_ema_decay=0.9, log_interval=2, smoothing=0.0, channels_last=True)
                     | SGD | recipe)
-    training = Training(
-        model, model, create_loss(values), create_optimizer(model, values, 1), None,
-        device.grad_scaler(torch.float16 if values.amp else None), create_ema(model, values, device), torch.zeros(3))
+    training = create_training(model, {}, values, device, Classification(values))
     device.prepare(model, training.optimizer, None)
-    return training, values
+    return training
 
 
 def train_on(device, bad, **recipe):
-    training, values = create(device, **recipe)
-    place = Place()
-    for _ in train_updates(training, WithNan(bad), values, device, place, Quiet()):
+    training, position = create(device, **recipe), Position()
+    for _ in train_updates(training, WithNan(bad), device, position, Quiet()):
         pass
-    return training, place
+    return training, position
 
 
 @pytest.mark.parametrize('bad', [[], [3], [0, 5, 6]], ids=str)
@@ -91,10 +88,10 @@ def train_on(device, bad, **recipe):
 @pytest.mark.parametrize('kind', DEVICES)
 def test_the_device_leaves_out_what_the_host_would(bad, accumulate, kind):
     settings = dict(grad_accum_steps=accumulate, clip_grad=0.5)
-    ours, our_place = train_on(kind('cpu'), bad, **settings)
-    theirs, place = train_on(Device('cpu'), bad, **settings)
-    assert our_place.skipped == place.skipped == len({index // accumulate for index in bad})
-    assert our_place.mean_loss == pytest.approx(place.mean_loss)
+    ours, our_position = train_on(kind('cpu'), bad, **settings)
+    theirs, position = train_on(Device('cpu'), bad, **settings)
+    assert our_position.skipped == position.skipped == len({index // accumulate for index in bad})
+    assert our_position.mean_loss == pytest.approx(position.mean_loss)
     for model, other in ((ours.model, theirs.model), (ours.ema.module, theirs.ema.module)):
         torch.testing.assert_close(model.state_dict(), other.state_dict())
 
@@ -103,27 +100,27 @@ def test_the_device_leaves_out_what_the_host_would(bad, accumulate, kind):
 @pytest.mark.parametrize('kind', DEVICES)
 def test_an_update_left_out_leaves_no_bit_changed(optimizer, kind):
     device = kind('cpu')
-    training, values = create(device, **OPTIMIZERS[optimizer])
+    training = create(device, **OPTIMIZERS[optimizer])
 
     def everything():
         return [tensor.clone() for tensor in (*training.tensors(), *training.model.buffers(),
                                               *training.ema.module.state_dict().values())]
     before = []
-    for _ in train_updates(training, WithNan([3]), values, device, place := Place(), Quiet()):
+    for _ in train_updates(training, WithNan([3]), device, position := Position(), Quiet()):
         now = everything()
-        if place.update == 4:
+        if position.update == 4:
             assert all(torch.equal(one, two) for one, two in zip(before, now, strict=True))
         elif before:
             assert not all(torch.equal(one, two) for one, two in zip(before, now, strict=True))
         before = now
-    assert place.skipped == 1
+    assert position.skipped == 1
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('kind', DEVICES)
 def test_what_an_optimizer_begins_to_keep_in_an_update_left_out_is_finite(optimizer, kind):
-    training, place = train_on(kind('cpu'), [0], **OPTIMIZERS[optimizer])
-    assert place.skipped == 1
+    training, position = train_on(kind('cpu'), [0], **OPTIMIZERS[optimizer])
+    assert position.skipped == 1
     assert all(tensor.isfinite().all() for tensor in [*training.tensors(), *training.model.buffers(),
                                                       *training.ema.module.state_dict().values()])
 
@@ -143,19 +140,19 @@ def test_too_many_in_a_row_are_found_although_one_was_finite_before_the_report(k
 
 def test_a_checkpoint_between_reports_knows_how_many_were_left_out_in_a_row():
     device = AsynchronousCpu('cpu')
-    training, values = create(device, log_interval=100)
-    place = Place()
-    for _ in train_updates(training, WithNan([2, 3, 4, 5, 6]), values, device, place, Quiet()):
-        if place.update == 5:
+    training = create(device, log_interval=100)
+    position = Position()
+    for _ in train_updates(training, WithNan([2, 3, 4, 5, 6]), device, position, Quiet()):
+        if position.update == 5:
             break
-    assert checkpoint_state(training, values, device, place, [])['place']['skipped_in_a_row'] == 3
+    assert checkpoint_state(training, device, position, [])['place']['skipped_in_a_row'] == 3
 
 
 def test_float16s_scaler_works_without_being_asked():
     settings = dict(amp=True, amp_dtype='float16')
-    ours, our_place = train_on(AsynchronousCpu('cpu'), [3], **settings)
-    theirs, place = train_on(Device('cpu'), [3], **settings)
-    assert our_place.skipped == place.skipped >= 1
+    ours, our_position = train_on(AsynchronousCpu('cpu'), [3], **settings)
+    theirs, position = train_on(Device('cpu'), [3], **settings)
+    assert our_position.skipped == position.skipped >= 1
     assert ours.scaler.get_scale() == theirs.scaler.get_scale() == 2**15
     torch.testing.assert_close(ours.model.state_dict(), theirs.model.state_dict())
 
@@ -189,13 +186,13 @@ def counted_reads(monkeypatch):
 
 
 def reads_per_update(monkeypatch, device, spoil=lambda training: None, **recipe):
-    training, values = create(device, log_interval=4, **recipe)
+    training = create(device, log_interval=4, **recipe)
     spoil(training)
-    mix = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, num_classes=3) if values.mixes_images else None
-    batches, place, counts = WithNan([2], 16, mix), Place(), []
+    mix = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, num_classes=3) if 'mixup' in recipe else None
+    batches, position, counts = WithNan([2], 16, mix), Position(), []
     with counted_reads(monkeypatch) as reads:
         before = 0
-        for reported in train_updates(training, batches, values, device, place, Quiet()):
+        for reported in train_updates(training, batches, device, position, Quiet()):
             counts.append((reads.count - before, reported))
             before = reads.count
     return counts

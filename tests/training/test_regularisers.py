@@ -13,8 +13,8 @@ from timm.models.resnet import Bottleneck
 from timm_rs.device.torch_device import Device
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
+from timm_rs.tasks.classification import Classification
 from timm_rs.training.build import build_model
-from timm_rs.training.engine import create_loss
 
 FOLDER = ROOT / 'train_recipes'
 TINY = dict(model='resnetrs', num_classes=10, channels_last=False)
@@ -30,7 +30,7 @@ def recipe(name, **changes):
 
 
 def build(values):
-    return build_model(values, Device('cpu'))[0]
+    return build_model(values, Device('cpu'), Classification(values))[0]
 
 
 @pytest.mark.parametrize('values', [
@@ -123,4 +123,5 @@ def test_label_smoothing_mixes_the_target_with_the_uniform_distribution():
     logits, labels = 3 * torch.randn(6, 1000, dtype=torch.float64), torch.randint(1000, (6,))
     targets = (1 - 0.1) * F.one_hot(labels, 1000).double() + 0.1 / 1000
     expected = -(targets * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(create_loss(recipe('rs50'))(logits, labels), expected, rtol=1e-12, atol=1e-12)
+    loss = Classification(recipe('rs50')).criterion(logits, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)

@@ -11,6 +11,7 @@ import time
 from conftest import ROOT
 from PIL import Image
 
+from timm_rs.tasks.classification import Classification
 from timm_rs.training.runlog import DataHint, Progress, Summary
 
 BAR = '''
@@ -117,6 +118,6 @@ def test_summary_drops_epochs_that_are_trained_again(tmp_path):
 def test_curves_are_drawn_without_validation_too(tmp_path):
     summary = Summary(tmp_path / 'summary.csv')
     summary.rows.append({'epoch': 0, 'train_loss': 1.5, 'lr': 0.1})
-    summary.draw(tmp_path / 'curves.png')
+    summary.draw(tmp_path / 'curves.png', Classification.metrics)
     picture = Image.open(tmp_path / 'curves.png').convert('L')
     assert picture.size[0] > 600 and picture.getextrema() != (255, 255)

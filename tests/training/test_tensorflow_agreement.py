@@ -13,11 +13,12 @@ from torch import nn
 
 from timm_rs.device.torch_device import Device
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.training.ema import create_ema
-from timm_rs.training.engine import create_loss, train_updates
+from timm_rs.tasks.classification import Classification
+from timm_rs.training.build import create_training
+from timm_rs.training.engine import train_updates
 from timm_rs.training.runlog import Progress
-from timm_rs.training.schedule import create_optimizer, create_schedule
-from timm_rs.training.state import Place, Training
+from timm_rs.training.schedule import create_schedule
+from timm_rs.training.state import Position
 
 FOLDER = EXPECTED
 GOLDENS = dict(np.load(FOLDER / 'training.npz'))
@@ -80,21 +81,19 @@ def train(recipe):
     torch.manual_seed(0)
     model = network(recipe)
     model.load_state_dict(from_tensorflow('initial'), strict=False)  # strict: torch also counts batches
-    optimizer = create_optimizer(model, recipe, world_size=1)
-    schedule, num_epochs = create_schedule(optimizer, recipe, UPDATES_PER_EPOCH)
+    device = Device('cpu')
+    training = create_training(model, {}, recipe, device, Classification(recipe))
+    optimizer = training.optimizer
+    training.schedule, num_epochs = create_schedule(optimizer, recipe, UPDATES_PER_EPOCH)
     rates = []
     optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]['lr']))
-    device = Device('cpu')
-    training = Training(
-        model=model, wrapped=model, loss=create_loss(recipe), optimizer=optimizer, schedule=schedule,
-        scaler=device.grad_scaler(None), ema=create_ema(model, recipe, device), unreported=torch.zeros(3))
     images = torch.from_numpy(GOLDENS['images']).permute(0, 1, 4, 2, 3).float() / 128 - 1
     loader = list(zip(images, torch.from_numpy(GOLDENS['labels']).long(), strict=True))
     progress = Recorder(recipe)
-    place = Place()
+    position = Position()
     for epoch in range(num_epochs):
-        place.start_epoch(epoch)
-        list(train_updates(training, loader, recipe, device, place, progress))
+        position.start_epoch(epoch)
+        list(train_updates(training, loader, device, position, progress))
     return model, training.ema.module, np.array(progress.losses), np.array(rates)
 
 

@@ -27,6 +27,7 @@ from timm_rs.errors import UserError
 from timm_rs.files import atomic_folder
 from timm_rs.progress import track
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks import create_task
 from timm_rs.transforms.crops import RandomResizedCrop
 from timm_rs.transforms.decode import Pixels, open_picture, resize
 
@@ -70,7 +71,7 @@ def compare_loaders(
             for name, (changes, data) in candidates.items()}, rounds, label='loaders')
     decoding = decoding_psnr(samples, size, min(len(samples), 200))
     psnr = {'fast': decoding.exact, 'fast, decode scaled': decoding.scaled}
-    return [dict(loader=name, img_size=size, workers=num_workers(recipe), images=images, rounds=rounds,
+    return [dict(loader=name, img_size=size, workers=num_workers(recipe.workers), images=images, rounds=rounds,
                  **loader_columns(own, costs['timm']), psnr_db_median=psnr.get(name), **provenance())
             for name, own in costs.items()], decoding
 
@@ -94,7 +95,7 @@ def loader_candidates(
 def read(recipe: Recipe, config: dict[str, Any], samples: Samples, images: int, device: Device) -> int:
     """Have a new loader make at least `images` images on the host; returns how many it made."""
     assert recipe.num_classes
-    loader = create_train_loader(samples, recipe, config, recipe.num_classes, device)
+    loader = create_train_loader(samples, recipe, config, create_task(recipe), recipe.num_classes, device)
     done = epoch = 0
     while done < images:
         loader.set_epoch(epoch)

@@ -16,7 +16,7 @@ from timm_rs.data.bad_samples import READ_ERRORS, Problem, unlisted, why_unreada
 from timm_rs.data.mixing import MaskedErasing, MaskedMixup
 from timm_rs.data.sampler import PADDING, EvalBatches, Ticket, TrainBatches
 from timm_rs.data.samples import Samples
-from timm_rs.data.timm_loader import TimmLoader, create_timm_eval_loader, create_timm_train_loader
+from timm_rs.data.timm_loader import create_timm_eval_loader, create_timm_train_loader
 from timm_rs.data.workers import end_with, num_cores
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError

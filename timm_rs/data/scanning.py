@@ -54,7 +54,7 @@ def find_bad_images(splits: dict[str, Samples], recipe: Recipe) -> Iterator[Prob
 
 
 def _bad_images(samples: Samples, recipe: Recipe, split: str) -> Iterator[Problem]:
-    loader = DataLoader(Problems(samples), batch_size=32, num_workers=num_workers(recipe), collate_fn=list)
+    loader = DataLoader(Problems(samples), batch_size=32, num_workers=num_workers(recipe.workers), collate_fn=list)
     problems = (problem for batch in loader for problem in batch)
     for index, problem in enumerate(track(problems, f'scanning {split}', total=len(samples))):
         if problem:

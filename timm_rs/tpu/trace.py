@@ -10,16 +10,15 @@ from concurrent.futures.process import BrokenProcessPool
 
 from PIL import Image
 
-from timm_rs.data.loader import create_train_loader
 from timm_rs.data.samples import Samples
 from timm_rs.device.xla import XlaDevice
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.training.build import build_model, create_training
-from timm_rs.training.engine import train_updates, updates_per_epoch
+from timm_rs.tasks import create_task
+from timm_rs.training.build import build_training
+from timm_rs.training.engine import train_updates
 from timm_rs.training.runlog import Progress
-from timm_rs.training.schedule import create_optimizer, create_schedule
-from timm_rs.training.state import Place
+from timm_rs.training.state import Position
 
 IMAGENET_CLASSES = 1000
 
@@ -71,27 +70,24 @@ def trace_step(recipe: Recipe, device: XlaDevice) -> bytes:
     recipe = dataclasses.replace(
         recipe, num_classes=recipe.num_classes or IMAGENET_CLASSES, grad_accum_steps=1, log_interval=sys.maxsize,
         workers=0, aa=None, randaugment='timm')  # what happens on the host is not in the program
-    model, data_config = build_model(recipe, device)
     samples = BlankSamples(4 * recipe.batch_size * device.num_devices)
-    loader = create_train_loader(samples, recipe, data_config, model.num_classes, device)
-    optimizer = create_optimizer(model, recipe, device.num_devices)
-    schedule, _ = create_schedule(optimizer, recipe, updates_per_epoch(len(loader), recipe))
-    training = create_training(model, recipe, device, optimizer, schedule)
-    device.prepare(model, optimizer, training.ema and training.ema.module)
+    training = build_training(recipe, device, create_task(recipe), samples)
+    device.prepare(training.model, training.optimizer, training.average)
 
-    place, programs, run = Place(), [], device.end_step
+    position, programs, run = Position(), [], device.end_step
 
     def end_step() -> None:
-        if place.update == 0:  # what the loop needs once
+        if position.update == 0:  # what the loop needs once
             run()
-        elif place.update == 1:  # optimizers make what they keep in the first update: the second is like all others
+        elif position.update == 1:  # optimizers make what they keep in the first update: the second is like all others
             device.forget_collected()
         else:
             programs.append(device.collected_program())
 
     device.end_step = end_step  # type: ignore[method-assign]
+    progress = Progress(4, 0, 1, enabled=False)
     try:
-        for _ in train_updates(training, loader, recipe, device, place, Progress(4, 0, 1, enabled=False)):
+        for _ in train_updates(training, training.train_loader, device, position, progress):
             if programs:
                 break
     finally:

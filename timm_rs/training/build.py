@@ -29,6 +29,12 @@ def build_training(recipe: Recipe, device: Device, task: Task, samples: Any = No
     (`Device.prepare`) comes after any resume. Raises UserError for a recipe that cannot be trained as written.
     """
     model, data_config = build_model(recipe, device, task)
+    return create_training(model, data_config, recipe, device, task, samples)
+
+
+def create_training(model: Any, data_config: dict[str, Any], recipe: Recipe, device: Device, task: Task,
+                    samples: Any = None) -> Training:
+    """The same around a `model` that is there already, with timm's data configuration for it."""
     loader = None if samples is None else create_train_loader(
         samples, recipe, data_config, task, model.num_classes, device)
     optimizer = create_optimizer(model, recipe, device.num_devices)
