@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from timm.loss import create_classification_loss
 
+from timm_rs.data.datasets import class_to_index
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
@@ -31,6 +32,9 @@ class Classification(Task):
         self.criterion = create_classification_loss(
             'bce' if recipe.bce_loss else 'ce', smoothing=recipe.smoothing, soft_targets=recipe.mixes_images,
             **of_bce if recipe.bce_loss else {})
+
+    def classes(self, dataset: Any) -> dict[Any, int]:
+        return class_to_index(dataset)
 
     def encoder(self, num_outputs: int) -> Callable[[Any], Any]:
         return LabelCheck(num_outputs)

@@ -92,6 +92,10 @@ class Task:
         """Training and validation data, and how many outputs the model needs for them; see `data.datasets`."""
         return create_datasets(recipe, need_training)
 
+    def classes(self, dataset: Any) -> dict[Any, int]:
+        """Names of the model's outputs, by the data: name -> index. Empty where outputs have no names."""
+        return {}
+
     def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
         """What makes pixels of an encoded image."""
         return create_transform(recipe, data_config, is_training)

@@ -8,7 +8,6 @@ from typing import Any
 
 from timm_rs.data.bad_samples import BadSamples, default_limit
 from timm_rs.data.class_names import write_class_names
-from timm_rs.data.datasets import class_to_index
 from timm_rs.data.loader import Batches
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
@@ -47,7 +46,7 @@ def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any,
     if device.is_primary:
         with atomic_write(folder / 'args.yaml') as file:
             file.write(to_yaml(recipe))
-        write_class_names(folder, class_to_index(train_set))
+        write_class_names(folder, training.task.classes(train_set))
         summary.write()
     device.say(
         f'{recipe.model}: {count_parameters(training.model):.2f} M parameters, '
