@@ -20,6 +20,7 @@ from timm_rs.benchmark.step_process import Candidate, DoesNotFit, check_model, c
 from timm_rs.benchmark.worker import StepProcess, Worker, fit, fit_side_by_side
 from timm_rs.device.torch_device import cpu_emulates_bfloat16
 from timm_rs.errors import UserError
+from timm_rs.files import read_csv
 from timm_rs.inference.backends import BACKENDS, is_available
 
 # A group is measured in turn; ratios are to its first. EfficientNets are timm's, at their published resolutions.
@@ -99,8 +100,7 @@ def remaining(groups: list[list[str]], protocol: Protocol, path: Path | None) ->
     rows: list[dict[str, str]] = []
     if path is not None and path.exists():
         try:
-            with open(path, newline='') as file:
-                rows = list(csv.DictReader(file))
+            rows = read_csv(path)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f'{path} cannot be read: {error}; give another --csv') from error
     hardware = provenance()['hardware']
