@@ -4,7 +4,7 @@ import pytest
 
 from timm_rs import files
 from timm_rs.errors import UserError
-from timm_rs.files import append_rows, atomic_folder, atomic_link, atomic_write
+from timm_rs.files import append_rows, atomic_folder, atomic_link, atomic_write, read_csv, write_csv
 
 
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -75,3 +75,11 @@ def test_rows_join_those_of_before(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='rows.csv cannot be written'):
         append_rows(tmp_path / 'file/rows.csv', [dict(a=1)])
+
+
+def test_a_csv_has_the_asked_for_columns_first_and_names_that_are_not_utf8(tmp_path):
+    path = tmp_path / 'rows.csv'
+    write_csv(path, [dict(b=1, name='\udcff, a'), dict(c=None)], ['name'])
+    assert path.read_bytes() == b'name,b,c\n"\xff, a",1,\n,,\n'
+    write_csv(path, [], ['name'], lineterminator='\r\n')
+    assert path.read_bytes() == b'name\r\n' and read_csv(path) == []

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,11 +108,30 @@ def check_writable(path: Path) -> None:
         raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV in UTF-8. Raises OSError, UnicodeDecodeError or csv.Error."""
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = (),
+              lineterminator: str = '\n') -> None:
+    """Write a CSV, whole or not at all, with `columns` first and then those of `rows` as they turn up.
+
+    Names of files need not be UTF-8 and come out as they are. Raises OSError as `open` does.
+    """
+    rows = list(rows)
+    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+    with atomic_write(path, newline='', encoding='utf-8', errors='surrogateescape') as file:
+        writer = csv.DictWriter(file, list(names), lineterminator=lineterminator)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV. Raises UserError when there are none, or they cannot be read."""
     try:
-        with open(path, newline='', encoding='utf-8') as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}') from error
     if not rows:
@@ -120,18 +139,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add `rows` to the CSV at `path`; new columns come last. Raises UserError when it cannot be written."""
-    rows = list(rows)
     try:
-        if path.exists():
-            with open(path, newline='') as file:
-                rows = [*csv.DictReader(file), *rows]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, newline='') as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)),
-                                    lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
+        write_csv(path, [*(read_csv(path) if path.exists() else []), *rows])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{path} cannot be written: {reason}; choose another --csv') from error

@@ -15,10 +15,10 @@ from timm_rs.benchmark.models import (
     TABLE_7,
     Protocol,
     inference_setups,
-    measure,
+    measure_models,
+    model_rows,
+    model_table,
     remaining,
-    rows,
-    table,
     training_setups,
 )
 from timm_rs.benchmark.rows import Cost
@@ -38,8 +38,9 @@ def made_up_rows(group=GROUPS[1]):
     candidates = [dataclasses.replace(candidate, batch_size=4) if index < 2 else candidate
                   for index, candidate in enumerate(candidates)]
     seconds = [1.0, 0.8, 1.0, 0.8]
-    return rows(group, PROTOCOL, candidates, [4 << 30, 2 << 30, 2 << 30, 1 << 30],
-                [[Cost(cpu, wall), Cost(cpu, wall)] for cpu, wall in zip([2, 2, 1, 1], seconds, strict=True)])
+    return model_rows(
+        group, PROTOCOL, candidates, [4 << 30, 2 << 30, 2 << 30, 1 << 30],
+        [[Cost(cpu, wall), Cost(cpu, wall)] for cpu, wall in zip([2, 2, 1, 1], seconds, strict=True)])
 
 
 def test_the_groups_are_the_papers_points_and_efficientnets_at_their_published_resolutions():
@@ -62,7 +63,7 @@ def test_a_group_that_cannot_be_measured_does_not_prevent_the_next(monkeypatch, 
             raise UserError('no room')
         return [dict(group=group, label=label)]
     monkeypatch.setattr(model_speed, 'measure_group', measure_group)
-    found = measure([(['a'], PROTOCOL), (['b'], PROTOCOL)])
+    found = measure_models([(['a'], PROTOCOL), (['b'], PROTOCOL)])
     assert next(found) == [dict(group=['b'], label='group 2/2')]
     with pytest.raises(UserError, match='no room'):
         next(found)
@@ -115,7 +116,7 @@ def test_ratios_are_per_image_to_the_first_point_and_to_the_first_setup():
 
 
 def test_the_table_for_people_has_a_line_per_row_and_names_what_ratios_are_to():
-    lines = table(made_up_rows()).splitlines()
+    lines = model_table(made_up_rows()).splitlines()
     assert len(lines) == 4 and 'x speed' not in lines[0]
     assert lines[1].endswith('1.25 (1.25-1.25) x speed of eager')
     assert '2.00 (2.00-2.00) x speed of test_efficientnet@32' in lines[2]

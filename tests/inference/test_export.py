@@ -5,7 +5,7 @@ import torch
 
 import timm_rs.inference.export
 from timm_rs.errors import UserError
-from timm_rs.inference.export import as_source, compare, export_model, open_export
+from timm_rs.inference.export import as_source, compare_outputs, export_model, open_export
 from timm_rs.inference.source import Source, open_model
 
 FILES = {'torch_export': 'model.pt2', 'onnx': 'model.onnx', 'openvino': 'model.xml'}
@@ -39,7 +39,7 @@ def test_a_file_computes_what_the_model_does_and_says_what_it_is(format, source,
     assert (metadata['folded_batch_norms'], metadata['class_names']) == (20, list('abcde'))
     assert metadata['data_config']['mean'] == list(source.data_config['mean'])
     assert metadata['versions']['torch'] == torch.__version__
-    assert compare(source.model, exported.run, noise(7)).error <= 1e-4  # any number of images
+    assert compare_outputs(source.model, exported.run, noise(7)).error <= 1e-4  # any number of images
     beside = {'model.bin'} if format == 'openvino' else set()
     assert {file.name for file in tmp_path.iterdir()} == {path.name} | beside
     again = as_source(path, exported)

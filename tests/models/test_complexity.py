@@ -4,7 +4,7 @@ import torch
 from timm.layers import set_fused_attn
 from torch import nn
 
-from timm_rs.models.complexity import Complexity, measure
+from timm_rs.models.complexity import Complexity, measure_complexity
 
 
 class Products(nn.Module):
@@ -28,30 +28,30 @@ def test_count_is_the_closed_form():
     same, up, products, fc = 6 * 16 * 9, 6 * 16 * 2 * 4, 2 * 8 * 8 * 8, 8 * 16 * 5
     outputs = 6 * 16 + 2 * 64 + 3 * 128 + 40
     params = (6 * 9 + 6) + 12 + (6 * 2 * 4 + 2) + (16 * 5 + 5)
-    assert measure(Products(), 4) == Complexity(params, same + up + 3 * products + fc, outputs, {})
+    assert measure_complexity(Products(), 4) == Complexity(params, same + up + 3 * products + fc, outputs, {})
 
 
 def test_stem_and_batch_scale_as_they_should():
     model = timm.create_model('resnetrs', layers=(1, 1, 1, 1), width=0.25, in_chans=1)
-    one, four = measure(model, 64), measure(model, (64, 64), batch_size=4)
+    one, four = measure_complexity(model, 64), measure_complexity(model, (64, 64), batch_size=4)
     assert (four.macs, four.activations, four.params) == (4 * one.macs, 4 * one.activations, one.params)
-    wide = measure(model, (64, 128))  # twice the pixels, but the same squeeze-and-excitation and classifier
+    wide = measure_complexity(model, (64, 128))  # twice the pixels, but the same squeeze-and-excitation and classifier
     assert 1.9 * one.macs < wide.macs < 2 * one.macs
     with pytest.raises(RuntimeError, match='channels'):
-        measure(model, 64, in_chans=3)
+        measure_complexity(model, 64, in_chans=3)
 
 
 def test_size_of_the_cfg_is_the_default():
     model = timm.create_model('resnetrs', layers=(1, 1, 1, 1), width=0.25)
-    assert measure(model) == measure(model, 224)
+    assert measure_complexity(model) == measure_complexity(model, 224)
 
 
 def test_fused_attention_counts_as_its_two_products():
     try:
         set_fused_attn(True)
-        fused = measure(timm.create_model('test_vit'))
+        fused = measure_complexity(timm.create_model('test_vit'))
         set_fused_attn(False)
-        assert measure(timm.create_model('test_vit')) == fused
+        assert measure_complexity(timm.create_model('test_vit')) == fused
     finally:
         set_fused_attn(True)
     assert fused.uncounted == {}
@@ -66,7 +66,7 @@ def test_what_is_not_counted_is_reported():
         def forward(self, x):  # (1, 3, 4, 4)
             return self.lstm(x[0])[0]
 
-    assert measure(Recurrent(), 4).uncounted == {'aten::lstm': 1}
+    assert measure_complexity(Recurrent(), 4).uncounted == {'aten::lstm': 1}
 
 
 def test_modes_statistics_and_gradients_are_left_alone():
@@ -75,14 +75,14 @@ def test_modes_statistics_and_gradients_are_left_alone():
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    measure(model, 64)
+    measure_complexity(model, 64)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
 def test_counting_makes_no_noise(caplog, capfd):
-    measure(timm.create_model('test_vit'))
+    measure_complexity(timm.create_model('test_vit'))
     assert caplog.records == []
     assert capfd.readouterr() == ('', '')
 
@@ -91,4 +91,4 @@ def test_counting_makes_no_noise(caplog, capfd):
     (None, 'give img_size'), (0, 'at least 1'), ((8, -1), 'at least 1')])
 def test_impossible_sizes_raise(img_size, message):
     with pytest.raises(ValueError, match=message):
-        measure(nn.Conv2d(3, 1, 1), img_size)
+        measure_complexity(nn.Conv2d(3, 1, 1), img_size)

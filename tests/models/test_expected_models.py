@@ -11,7 +11,7 @@ import torch
 from conftest import EXPECTED
 
 from timm_rs.models import PAPER_POINTS
-from timm_rs.models.complexity import measure
+from timm_rs.models.complexity import measure_complexity
 
 with open(EXPECTED / 'expected_models.csv', newline='') as file:
     ROWS = list(csv.DictReader(file))
@@ -34,7 +34,7 @@ def build(architecture, kwargs):
 @pytest.mark.parametrize('row', ROWS, ids=ROW_IDS)
 def test_parameters_and_flops_are_as_expected(row):
     architecture = row['model'].partition('.')[0]
-    cost = measure(build(architecture, row['kwargs']), int(row['img_size']))
+    cost = measure_complexity(build(architecture, row['kwargs']), int(row['img_size']))
     assert cost.params == int(row['params'])
     assert round(2 * cost.macs / 1e9, 2) == float(row['gflops'])
     assert cost.uncounted == {}

@@ -9,7 +9,7 @@ from timm.models.resnet import Bottleneck
 from torch import nn
 
 from timm_rs.models import LAYERS, ResNetRS, resnetrs, resnetrs_50
-from timm_rs.models.complexity import measure
+from timm_rs.models.complexity import measure_complexity
 
 DEPTHS = (50, 101, 152, 200, 270, 350, 420)
 TINY = (1, 1, 1, 1)
@@ -202,7 +202,7 @@ def test_layers_table_gives_the_depth_its_name_says():
     (200, dict(resnet_d=False), 93.154, 256, 19.63),
 ])
 def test_the_ablations_plain_networks_have_the_known_cost(depth, kwargs, params_m, img_size, gmacs):
-    cost = measure(timm.create_model('resnetrs', depth=depth, weight_init='timm', **kwargs), img_size)
+    cost = measure_complexity(timm.create_model('resnetrs', depth=depth, weight_init='timm', **kwargs), img_size)
     assert round(cost.params / 1e6, 3) == params_m
     assert round(cost.macs / 1e9, 2) == gmacs
 

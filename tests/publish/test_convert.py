@@ -17,7 +17,7 @@ from expected.tf1_resnet_rs import AVERAGED, GOLDEN_LOGITS, draw, images
 
 from timm_rs.errors import UserError
 from timm_rs.models import PAPER_POINTS
-from timm_rs.publish.convert import Checkpoint, load_weights, open_checkpoint, variable_names
+from timm_rs.publish.convert import Checkpoint, load_official_weights, open_checkpoint, variable_names
 
 POINT = ['--model', 'resnetrs_50', '--tag', 'tf_i160_in1k']
 LOGITS = dict(np.load(ROOT / 'tests/expected/tf1_logits.npz'))
@@ -77,7 +77,7 @@ def test_timms_own_architecture_takes_the_same_variables(rs50):
 @pytest.mark.parametrize(('depth', 'size', 'weights'), GOLDEN_LOGITS)
 def test_logits_are_those_of_tensorflow(depth, size, weights):
     model = timm.create_model(f'resnetrs_{depth}').eval()
-    load_weights(model, checkpoint(network(depth)), weights)
+    load_official_weights(model, checkpoint(network(depth)), weights)
     with torch.inference_mode():
         logits = model(torch.from_numpy(images(size)).permute(0, 3, 1, 2)).numpy()
     golden = LOGITS[f'{depth}_{size}_{weights}']
@@ -106,18 +106,18 @@ def altered(**changes):
 ])
 def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_the_variable(rs50, shapes, message):
     with pytest.raises(UserError, match=message):
-        load_weights(rs50, checkpoint(shapes))
+        load_official_weights(rs50, checkpoint(shapes))
 
 
 def test_missing_averages_are_not_replaced_by_raw_weights(rs50):
     raw = {name: shape for name, shape in network(50).items() if not name.endswith(AVERAGED)}
     with pytest.raises(UserError, match='SRC: has no averaged weights'):
-        load_weights(rs50, checkpoint(raw))
+        load_official_weights(rs50, checkpoint(raw))
 
 
 def test_a_keras_file_has_no_choice_of_weights(rs50):
     with pytest.raises(UserError, match="leave out weights='raw'"):
-        load_weights(rs50, checkpoint({}, is_keras=True), 'raw')
+        load_official_weights(rs50, checkpoint({}, is_keras=True), 'raw')
 
 
 # The tool, with a stand-in for TensorFlow: the averages are 1 / 256 everywhere, the raw weights 0.

@@ -13,7 +13,7 @@ from conftest import ROOT, load_tool
 from expected.tf1_resnet_rs import BLOCKS, GOLDEN_LOGITS, Release, draw, images
 
 from timm_rs.errors import UserError
-from timm_rs.publish.convert import average_distance, load_weights, open_checkpoint, variable_names
+from timm_rs.publish.convert import average_distance, load_official_weights, open_checkpoint, variable_names
 
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -64,7 +64,7 @@ def relative_error(ours, theirs):
 def test_released_graph_and_converted_model_give_the_same_logits(saved, weights):
     model = timm.create_model(f'resnetrs_{saved.depth}')
     with open_checkpoint(saved.prefix) as checkpoint:
-        load_weights(model, checkpoint, weights)
+        load_official_weights(model, checkpoint, weights)
     for size in SIZES:
         error = relative_error(logits_of(model, images(size)), saved.release.run(images(size), weights))
         print(f'depth {saved.depth}, {size} px, {weights}: {error:.1e}')
@@ -147,7 +147,7 @@ def keras_file(tmp_path_factory):
 def test_keras_and_converted_model_give_the_same_logits(keras_file, depth, sizes):
     model = timm.create_model(f'resnetrs_{depth}')
     with open_checkpoint(keras_file(depth)) as checkpoint:
-        load_weights(model, checkpoint)
+        load_official_weights(model, checkpoint)
     for size in sizes:
         theirs = keras_model(depth, size, include_preprocessing=False)
         theirs.load_weights(keras_file(depth))
@@ -160,7 +160,7 @@ def test_kerass_own_preprocessing_is_timms_mean_and_standard_deviation(keras_fil
     theirs, model = keras_model(50, 75), timm.create_model('resnetrs_50').eval()
     theirs.load_weights(keras_file(50))
     with open_checkpoint(keras_file(50)) as checkpoint:
-        load_weights(model, checkpoint)
+        load_official_weights(model, checkpoint)
     pixels = np.random.RandomState(0).randint(0, 256, (1, 75, 75, 3)).astype(np.float32)
     normalised = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - MEAN) / STD
     with torch.inference_mode():
@@ -182,7 +182,7 @@ def test_names_of_the_published_keras_files_lead_to_the_same_weights(keras_file,
     for path in (keras_file(50), tmp_path / 'then.h5'):
         model = timm.create_model('resnetrs_50')
         with open_checkpoint(path) as checkpoint:
-            load_weights(model, checkpoint)
+            load_official_weights(model, checkpoint)
         states.append(model.state_dict())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
@@ -195,6 +195,6 @@ def test_keras_files_that_do_not_fit_are_refused(keras_file, tmp_path):
     keras_model(50, 64, include_top=False).save_weights(no_head)
     for path, message in ((cut, 'cut.h5: cannot be read'), (no_head, 'notop.h5: lacks predictions/bias')):
         with pytest.raises(UserError, match=message), open_checkpoint(path) as checkpoint:
-            load_weights(model, checkpoint)
+            load_official_weights(model, checkpoint)
     with pytest.raises(UserError, match='use resnetrs_50'), open_checkpoint(keras_file(50)) as checkpoint:
-        load_weights(timm.create_model('resnetrs_101'), checkpoint)
+        load_official_weights(timm.create_model('resnetrs_101'), checkpoint)

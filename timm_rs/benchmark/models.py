@@ -20,6 +20,7 @@ from timm_rs.benchmark.step_process import Candidate, DoesNotFit, check_model, c
 from timm_rs.benchmark.worker import StepProcess, Worker, fit, fit_side_by_side
 from timm_rs.device.torch_device import cpu_emulates_bfloat16
 from timm_rs.errors import UserError
+from timm_rs.files import read_csv
 from timm_rs.inference.backends import BACKENDS, is_available
 
 # A group is measured in turn; ratios are to its first. EfficientNets are timm's, at their published resolutions.
@@ -99,8 +100,7 @@ def remaining(groups: list[list[str]], protocol: Protocol, path: Path | None) ->
     rows: list[dict[str, str]] = []
     if path is not None and path.exists():
         try:
-            with open(path, newline='') as file:
-                rows = list(csv.DictReader(file))
+            rows = read_csv(path)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f'{path} cannot be read: {error}; give another --csv') from error
     hardware = provenance()['hardware']
@@ -114,7 +114,7 @@ def remaining(groups: list[list[str]], protocol: Protocol, path: Path | None) ->
         for point in group for setup in protocol.setups)]
 
 
-def measure(groups: list[tuple[list[str], Protocol]]) -> Iterator[list[dict[str, Any]]]:
+def measure_models(groups: list[tuple[list[str], Protocol]]) -> Iterator[list[dict[str, Any]]]:
     """The rows of each group, as soon as they are measured.
 
     A group that cannot be measured does not prevent the next ones; when all are through, the first problem is raised:
@@ -145,7 +145,7 @@ def measure_group(group: list[str], protocol: Protocol, label: str = 'benchmark'
                 candidates[index] = process.candidate
                 peaks.append(process.peak_memory)
     if protocol.work == 'memory':
-        return rows(group, protocol, candidates, peaks, None)
+        return model_rows(group, protocol, candidates, peaks, None)
     try:
         with ExitStack() as stack:
             worker = stack.enter_context(Worker()) if on_cuda else None
@@ -160,13 +160,14 @@ def measure_group(group: list[str], protocol: Protocol, label: str = 'benchmark'
     except DoesNotFit as error:
         raise UserError(f'{" and ".join(group)} do not fit into memory side by side ({error}): give a smaller '
                         '--batch-size, or --start-batch-size') from error
-    return rows(group, protocol, [process.candidate for process in processes],
-                [process.peak_memory for process in processes], list(costs.values()),
-                [process.start_s for process in processes])
+    return model_rows(
+        group, protocol, [process.candidate for process in processes], [process.peak_memory for process in processes],
+        list(costs.values()), [process.start_s for process in processes])
 
 
-def rows(group: list[str], protocol: Protocol, candidates: list[Candidate], peaks: list[int],
-         costs: list[list[Cost]] | None, starts: list[float] | None = None) -> list[dict[str, Any]]:
+def model_rows(
+        group: list[str], protocol: Protocol, candidates: list[Candidate], peaks: list[int],
+        costs: list[list[Cost]] | None, starts: list[float] | None = None) -> list[dict[str, Any]]:
     """A row per candidate, with provenance.
 
     Ratios above 1 say that it is faster, or needs less memory, per image: than the first point of the group with the
@@ -231,7 +232,7 @@ def inference_setups(setups: list[str] | None, precision: str, device: str) -> t
         and not name.startswith('compiled'))]))
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def model_table(found: list[dict[str, Any]]) -> str:
     """Rows of a group as lines for people."""
     lines = []
     for row in found:

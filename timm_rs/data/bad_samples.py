@@ -14,7 +14,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm_rs.data.samples import Samples, Subset, TimmSamples
 from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write
+from timm_rs.files import write_csv
 from timm_rs.transforms.decode import BadImage, open_picture
 
 # What `Samples.read` raises for one bad sample. The last two are Pillow's, in torchvision datasets that decode.
@@ -148,8 +148,7 @@ class BadSamples:
             rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
         self.reasons = {name: reason for name, reason in rows if (name, reason) != COLUMNS}
         # A kill may have left half a row at the end, which the next would be glued to.
-        with atomic_write(self.path, newline='', encoding='utf-8', errors='surrogateescape') as file:
-            csv.writer(file, lineterminator='\n').writerows([COLUMNS, *self.reasons.items()])
+        write_csv(self.path, [dict(name=name, reason=reason) for name, reason in self.reasons.items()], COLUMNS)
 
     @contextlib.contextmanager
     def _user_error(self) -> Iterator[None]:

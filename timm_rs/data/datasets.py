@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from timm_rs.data.bad_samples import why_unreadable
 from timm_rs.data.minival import MINIVAL, SOURCE_SPLIT, TRAIN_MINIVAL, split_minival
-from timm_rs.data.samples import Samples, as_samples
+from timm_rs.data.samples import AnyDataset, Samples, as_samples
 from timm_rs.data.shards.reading import is_packed, open_shards
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import flag
@@ -28,10 +28,9 @@ DIGITS_FOLDER = Path('data/digits')
 DIGITS_SPLITS = {'train': 1437, 'validation': 360}  # images in each
 
 
-def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[Any | None, Any | None, int | None]:
+def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[
+        AnyDataset | None, AnyDataset | None, int | None]:
     """The training and validation data (None without `val_split`), and how many classes the data names.
-
-    Both are `Samples`, or timm's iterable datasets where data is streamed.
 
     Classes are numbered by the training split; without `need_training` (evaluation) it may be missing. The count is
     None when the data only has numbers. Raises UserError when data is missing, empty or not sorted into class
@@ -40,7 +39,7 @@ def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[Any | N
     """
     minival: dict[str, Samples] = {}  # and the rest, both cut from one opened training split
 
-    def create(split: str, is_training: bool, **options: Any) -> Any:
+    def create(split: str, is_training: bool, **options: Any) -> AnyDataset:
         if split not in (MINIVAL, TRAIN_MINIVAL):
             return open_split(recipe, split, is_training, **options)
         if not minival:
@@ -74,7 +73,7 @@ def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[Any | N
     return train, validation, num_classes
 
 
-def open_split(recipe: Recipe, split: str, is_training: bool, class_map: Any = None) -> Samples | IterableDataset[Any]:
+def open_split(recipe: Recipe, split: str, is_training: bool, class_map: Any = None) -> AnyDataset:
     if recipe.data_dir and (shards := _open_shards(recipe, recipe.data_dir, split)):
         return shards
     root, search = recipe.data_dir, True

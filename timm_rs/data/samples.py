@@ -4,7 +4,7 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from timm_rs.errors import UserError
 
-Order = npt.NDArray[np.int64]
+Order: TypeAlias = npt.NDArray[np.int64]
 
 
 class Samples:
@@ -46,6 +46,9 @@ class Samples:
     def epoch_order(self, rng: np.random.Generator) -> Order:
         """The indices of all images, shuffled for one epoch: every image once."""
         return rng.permutation(len(self))
+
+
+AnyDataset: TypeAlias = Samples | IterableDataset[Any]  # what data is opened as: by index, or as timm streams it
 
 
 class TimmSamples(Samples):

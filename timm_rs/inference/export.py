@@ -98,7 +98,7 @@ def export_model(
     num_folded = 0
     if fold:
         model, num_folded = fold_batch_norm(model)
-    metadata = describe(source, format, precision, num_folded, batch_size) | (extra or {})
+    metadata = export_metadata(source, format, precision, num_folded, batch_size) | (extra or {})
     if format == 'torch_export' and precision == 'bf16':
         model = InBfloat16(model)
     example = torch.randn(batch_size or 2, *source.data_config['input_size'],
@@ -110,7 +110,7 @@ def export_model(
             _WRITERS[format](program, made, metadata, calibration)
             agreement = None
             if check_images is not None:
-                agreement = compare(source.model, open_export(made).run, check_images, batch_size)
+                agreement = compare_outputs(source.model, open_export(made).run, check_images, batch_size)
                 if precision == 'fp32' and not agreement.error <= TOLERANCE:
                     raise UserError(f'{output} is not written: it would not compute what {source.name} does: '
                                     f'{agreement}; try --no-fold-bn, or another --format')
@@ -136,7 +136,8 @@ def check_request(output: Path, format: str, precision: str) -> None:
         need('nncf')
 
 
-def describe(source: Source, format: str, precision: str, num_folded: int, batch_size: int | None) -> dict[str, Any]:
+def export_metadata(
+        source: Source, format: str, precision: str, num_folded: int, batch_size: int | None) -> dict[str, Any]:
     """The metadata of a file: what it is, and what its images must be."""
     config, recipe = source.data_config, source.recipe
     return dict(
@@ -149,7 +150,7 @@ def describe(source: Source, format: str, precision: str, num_folded: int, batch
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
 
 
-def compare(model: nn.Module, run: Runner, images: torch.Tensor, batch_size: int | None = None) -> Agreement:
+def compare_outputs(model: nn.Module, run: Runner, images: torch.Tensor, batch_size: int | None = None) -> Agreement:
     """How near `run` comes to `model` on `images`: in batches of `batch_size`, or (None: any will do) of 1 and more."""
     sizes = [batch_size] * (len(images) // batch_size) if batch_size else [1, len(images) - 1]
     batches = images[:sum(sizes)].split(sizes)

@@ -49,7 +49,7 @@ class Complexity:
     uncounted: dict[str, int]
 
 
-def measure(
+def measure_complexity(
         model: nn.Module,
         img_size: int | tuple[int, int] | None = None,
         in_chans: int | None = None,

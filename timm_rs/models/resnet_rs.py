@@ -147,24 +147,24 @@ def _cfg(img_size: int, **cfg: Any) -> dict[str, Any]:
     return point_cfg(img_size, first_conv='conv1.0', classifier='fc', **cfg)
 
 
-def _tf_cfg(img_size: int, hf_hub_id: str | None = None) -> dict[str, Any]:
+def _official_cfg(img_size: int, hf_hub_id: str | None = None) -> dict[str, Any]:
     return _cfg(img_size, hf_hub_id=hf_hub_id, origin_url=OFFICIAL_RELEASE)
 
 
 # Table 7: the tags `tf_i<resolution>_in1k` are the paper's 11 points. timm hosts converted TensorFlow weights
 # of six; the first tag of an architecture that has weights is its default.
 _points = {
-    'resnetrs_50.tf_i160_in1k': _tf_cfg(160, 'timm/resnetrs50.tf_in1k'),
-    'resnetrs_101.tf_i160_in1k': _tf_cfg(160),
-    'resnetrs_101.tf_i192_in1k': _tf_cfg(192, 'timm/resnetrs101.tf_in1k'),
-    'resnetrs_152.tf_i192_in1k': _tf_cfg(192),
-    'resnetrs_152.tf_i224_in1k': _tf_cfg(224),
-    'resnetrs_152.tf_i256_in1k': _tf_cfg(256, 'timm/resnetrs152.tf_in1k'),
-    'resnetrs_200.tf_i256_in1k': _tf_cfg(256),
-    'resnetrs_270.tf_i256_in1k': _tf_cfg(256, 'timm/resnetrs270.tf_in1k'),
-    'resnetrs_350.tf_i256_in1k': _tf_cfg(256, 'timm/resnetrs350.tf_in1k'),
-    'resnetrs_350.tf_i320_in1k': _tf_cfg(320),
-    'resnetrs_420.tf_i320_in1k': _tf_cfg(320, 'timm/resnetrs420.tf_in1k'),
+    'resnetrs_50.tf_i160_in1k': _official_cfg(160, 'timm/resnetrs50.tf_in1k'),
+    'resnetrs_101.tf_i160_in1k': _official_cfg(160),
+    'resnetrs_101.tf_i192_in1k': _official_cfg(192, 'timm/resnetrs101.tf_in1k'),
+    'resnetrs_152.tf_i192_in1k': _official_cfg(192),
+    'resnetrs_152.tf_i224_in1k': _official_cfg(224),
+    'resnetrs_152.tf_i256_in1k': _official_cfg(256, 'timm/resnetrs152.tf_in1k'),
+    'resnetrs_200.tf_i256_in1k': _official_cfg(256),
+    'resnetrs_270.tf_i256_in1k': _official_cfg(256, 'timm/resnetrs270.tf_in1k'),
+    'resnetrs_350.tf_i256_in1k': _official_cfg(256, 'timm/resnetrs350.tf_in1k'),
+    'resnetrs_350.tf_i320_in1k': _official_cfg(320),
+    'resnetrs_420.tf_i320_in1k': _official_cfg(320, 'timm/resnetrs420.tf_in1k'),
 }
 PAPER_POINTS = tuple(_points)
 

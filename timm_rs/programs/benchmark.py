@@ -31,9 +31,9 @@ from timm_rs.benchmark.models import (
     TABLE_7,
     Protocol,
     inference_setups,
-    measure,
+    measure_models,
+    model_table,
     remaining,
-    table,
     training_setups,
 )
 from timm_rs.benchmark.step_process import PARTS, check_model
@@ -131,9 +131,9 @@ def benchmark_models(arguments: Any) -> None:
     check_writable(arguments.csv)
     if any(warnings):
         print(max(warnings))
-    for rows in measure(unmeasured):
+    for rows in measure_models(unmeasured):
         append_rows(arguments.csv, rows)
-        print(table(rows), flush=True)
+        print(model_table(rows), flush=True)
 
 
 def default_size(model: str) -> int:

@@ -5,7 +5,7 @@ from timm_rs.errors import exit_on_user_error
 from timm_rs.publish.convert import (
     average_distance,
     create_point,
-    load_weights,
+    load_official_weights,
     logit_range,
     open_checkpoint,
     save_for_timm,
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     name = f'{args.model}.{args.tag}'
     model = create_point(name)
     with open_checkpoint(args.source) as checkpoint:
-        load_weights(model, checkpoint, args.weights)
+        load_official_weights(model, checkpoint, args.weights)
         weights = 'the only' if checkpoint.is_keras else args.weights or 'ema'
         if args.check:
             state = model.state_dict()

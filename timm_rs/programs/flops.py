@@ -14,7 +14,7 @@ from tqdm import tqdm
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import atomic_write
 from timm_rs.models import PAPER_POINTS
-from timm_rs.models.complexity import Complexity, measure
+from timm_rs.models.complexity import Complexity, measure_complexity
 
 COLUMNS = ('model', 'img_size', 'params_m', 'gmacs', 'gflops', 'macts')
 EXAMPLE = """example:
@@ -96,7 +96,7 @@ def count(name: str, img_size: int | None, size: dict[str, Any]) -> tuple[Comple
     try:
         model = timm.create_model(name, **fixed, **size)
         height, width = model.pretrained_cfg['input_size'][1:] if img_size is None else (img_size, img_size)
-        return measure(model, (height, width)), str(height) if height == width else f'{height}x{width}'
+        return measure_complexity(model, (height, width)), str(height) if height == width else f'{height}x{width}'
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines() or [type(error).__name__]
         raise UserError(f'{name}{f" at {img_size} pixels" if img_size else ""}: {reason[0]}') from None

@@ -24,10 +24,10 @@ def main(argv: list[str] | None = None) -> None:
         if args.write:
             write(RECIPES / 'README.md')
         else:
-            print(table())
+            print(recipe_table())
 
 
-def table() -> str:
+def recipe_table() -> str:
     """A GitHub table with a row per recipe, in the folder's order."""
     lines = ["| recipe | model | px | the paper's number | measured here | cost |", '|---|---|---:|---|---|---|']
     for path in sorted(RECIPES.rglob('*.yaml'), key=lambda path: (len(path.parts), path.as_posix())):
@@ -56,4 +56,4 @@ def write(readme: Path) -> None:
     if not (start and end):
         raise UserError(f'{readme} lacks the lines {START} and {END}')
     with atomic_write(readme, encoding='utf-8') as file:
-        file.write(f'{before}{START}\n{table()}\n{END}{after}')
+        file.write(f'{before}{START}\n{recipe_table()}\n{END}{after}')

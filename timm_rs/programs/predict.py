@@ -2,7 +2,6 @@
 
 Exit status: 0 when all images are good, 1 when some cannot be used (they are named), 2 when nothing can be done.
 """
-import csv
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -13,12 +12,13 @@ import timm_rs  # noqa: F401  (registers the models)
 from timm_rs.data.workers import num_cores
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.files import atomic_write
+from timm_rs.files import write_csv
 from timm_rs.inference.export import SUFFIXES, as_source, open_export
 from timm_rs.inference.predict import Prediction, find_images, predict
 from timm_rs.inference.source import add_model_arguments, open_model
 from timm_rs.recipe.command_line import Parser
 
+COLUMNS = ('image', 'rank', 'class_index', 'class_name', 'probability')
 EXAMPLE = """examples:
   python tools/predict.py output/train/NAME cat.jpg photos/ https://example.org/dog.jpg
   python tools/predict.py resnetrs_50 photos --top-k 3 --csv predictions.csv
@@ -63,12 +63,11 @@ def run(args: Namespace) -> int:
     for prediction in predict(source, images, args.top_k, batch_size, workers, device):
         num_bad += bool(prediction.problem)
         say(prediction)
-        rows += [(prediction.image, rank, *found) for rank, found in enumerate(prediction.classes, start=1)]
+        rows += [dict(zip(COLUMNS, (prediction.image, rank, *found), strict=True))
+                 for rank, found in enumerate(prediction.classes, start=1)]
     if args.csv:
         try:
-            with atomic_write(args.csv, newline='', encoding='utf-8', errors='surrogateescape') as file:
-                csv.writer(file, lineterminator='\n').writerows(
-                    [('image', 'rank', 'class_index', 'class_name', 'probability'), *rows])
+            write_csv(args.csv, rows, COLUMNS)
         except OSError as error:
             raise UserError(f'--csv {args.csv} cannot be written: {error.strerror}') from error
     return num_bad

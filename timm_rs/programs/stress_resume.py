@@ -7,7 +7,6 @@ examples:
   python tools/stress_resume.py --trials 3 --device cuda --deterministic --processes 1
 """
 
-import csv
 import dataclasses
 import os
 import random
@@ -29,6 +28,7 @@ from timm.data import create_dataset
 from timm_rs.data.samples import TimmSamples
 from timm_rs.data.shards.packing import pack
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import write_csv
 from timm_rs.programs import train
 from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser
@@ -76,10 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         trials = run_trials(
             Path(folder), arguments.trials, arguments.processes, random.Random(arguments.seed), options)
     if arguments.csv:
-        with open(arguments.csv, 'w', newline='') as file:
-            writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Trial)])
-            writer.writeheader()
-            writer.writerows(map(dataclasses.asdict, trials))
+        write_csv(arguments.csv, map(dataclasses.asdict, trials), lineterminator='\r\n')
     equal = sum(not trial.difference for trial in trials)
     print(f'{sum(trial.kills for trial in trials)} kills')
     print(f'{equal} of {len(trials)} equal')

@@ -10,7 +10,7 @@ from timm.models import model_entrypoint
 
 from timm_rs.data.datasets import DIGITS_FOLDER
 from timm_rs.files import RECIPES
-from timm_rs.models.complexity import measure
+from timm_rs.models.complexity import measure_complexity
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.training.trained import Trained
@@ -57,7 +57,7 @@ def model_card(
     recipe = trained.recipe
     _, height, width = trained.data_config['input_size']
     size = f'{height} px' if height == width else f'{height} x {width} px'
-    cost = measure(trained.model, (height, width))
+    cost = measure_complexity(trained.model, (height, width))
     arguments = ', '.join(f'{key}={value}' for key, value in recipe.model_kwargs.items())
     averaged = {'ema': 'the exponential moving average of the weights', 'raw': 'the weights as trained'}
     paper = paper_result(recipe, height) if height == width else None

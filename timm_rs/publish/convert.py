@@ -99,7 +99,7 @@ def variable_names(model: nn.Module, keras: bool = False) -> dict[str, str]:
     return names
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, weights: str | None = None) -> None:
+def load_official_weights(model: nn.Module, checkpoint: Checkpoint, weights: str | None = None) -> None:
     """Fill `model`, a ResNet-RS of 1000 classes, from `checkpoint`, using each variable of the file exactly once.
 
     Args:

@@ -1,6 +1,5 @@
 """What people see of a run: the progress line, summary.csv and curves.png."""
 
-import csv
 import datetime
 import io
 import time
@@ -12,7 +11,7 @@ from timm.models import safe_model_name
 from tqdm import tqdm
 
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write, make_folder
+from timm_rs.files import atomic_write, make_folder, read_csv, write_csv
 from timm_rs.progress import on_terminal
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Metric
@@ -104,19 +103,14 @@ class Summary:
         self.path = path
         self.rows: list[dict[str, Any]] = rows or []
         if rows is None and first_epoch and path.exists():
-            with open(path, newline='') as file:
-                self.rows = [dict(row) for row in csv.DictReader(file) if int(row['epoch']) < first_epoch]
+            self.rows = [row for row in read_csv(path) if int(row['epoch']) < first_epoch]
 
     def write(self) -> None:
         """Raises UserError when the file cannot be written; the previous one is intact then."""
         if not self.rows:
             return
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
         try:
-            with atomic_write(self.path, newline='') as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
+            write_csv(self.path, self.rows, lineterminator='\r\n')  # as timm ends them
         except OSError as error:
             raise UserError(f'{self.path} could not be written: {error.strerror or error}') from error
 

@@ -1,6 +1,5 @@
 """A model as a run left it."""
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from timm_rs.data.class_names import read_class_names
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
+from timm_rs.files import read_csv
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks import create_task
@@ -110,8 +110,7 @@ def _measured(
                 return {name: float(content[name]) for name in metrics}, int(content['num_samples'])
         if 'summary.csv' in files:
             prefix = 'eval_raw_' if averages and weights == 'raw' else 'eval_'
-            with open(files['summary.csv'], newline='') as file:
-                row = next((row for row in csv.DictReader(file) if row['epoch'] == str(epoch)), {})
+            row = next((row for row in read_csv(files['summary.csv']) if row['epoch'] == str(epoch)), {})
             return {name: float(row[prefix + name]) for name in metrics if row.get(prefix + name)}, None
     except (OSError, ValueError, KeyError, TypeError) as error:
         damaged = ' or '.join(str(file) for file in files.values())

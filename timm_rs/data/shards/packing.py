@@ -1,7 +1,6 @@
 """Any dataset as shards."""
 
 import contextlib
-import csv
 import fcntl
 import functools
 import hashlib
@@ -36,7 +35,7 @@ from timm_rs.data.shards.index import (
 from timm_rs.data.shards.reading import keys_of, manifest_path, packed_splits, read_info, read_manifest
 from timm_rs.data.workers import end_with
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write, sha256_of
+from timm_rs.files import atomic_write, sha256_of, write_csv
 from timm_rs.progress import track
 from timm_rs.transforms.decode import open_picture
 
@@ -338,9 +337,8 @@ def _write_info(destination: Path, split: str, manifest: dict[str, Any]) -> None
 def _write_bad_samples(destination: Path) -> None:
     """List the bad images of all splits; no file when there are none."""
     path = destination / 'bad_samples.csv'
-    rows = [row for split in packed_splits(destination)
-            for entry in read_manifest(destination, split)['shards'].values() for row in entry['bad']]
+    rows = [dict(name=name, reason=reason) for split in packed_splits(destination)
+            for entry in read_manifest(destination, split)['shards'].values() for name, reason in entry['bad']]
     if not rows:
         return path.unlink(missing_ok=True)
-    with atomic_write(path, newline='', encoding='utf-8', errors='surrogateescape') as file:
-        csv.writer(file, lineterminator='\n').writerows([('name', 'reason'), *rows])
+    write_csv(path, rows)
