@@ -160,8 +160,8 @@ def test_out_of_range_option_names_the_command_line():
 
 # Knobs whose text names something that everyone has; all others hold a path, or what only one machine knows.
 NAMES = {
-    'task', 'eval_metric', 'dataset', 'train_split', 'val_split', 'input_img_mode', 'input_key', 'target_key', 'model', 'interpolation',
-    'torchcompile', 'torchcompile_mode', 'opt', 'aa', 'train_interpolation'}
+    'task', 'eval_metric', 'dataset', 'train_split', 'val_split', 'input_img_mode', 'input_key', 'target_key', 'model',
+    'interpolation', 'torchcompile', 'torchcompile_mode', 'opt', 'aa', 'train_interpolation'}
 
 
 def test_no_knob_that_holds_a_path_is_ever_published():
