@@ -82,11 +82,15 @@ def provenance() -> dict[str, str]:
     """What a row of results must say to be worth something: date, code, command, hardware, versions."""
     return dict(
         date=f'{datetime.date.today()}', commit=commit_of(Path(__file__).parent),
-        command=shlex.join(['python', *sys.argv]),
+        command=f'{_program()} {shlex.join(sys.argv[1:])}'.rstrip(),
         hardware=f'{_processor()}, {len(os.sched_getaffinity(0))} cores' + ''.join(
             f', {torch.cuda.get_device_name(index)}' for index in range(torch.cuda.device_count())),
         versions=f'python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, '
                  f'pillow {PIL.__version__}, timm_rs {timm_rs.__version__}')
+
+
+def _program() -> str:
+    return sys.argv[0] if sys.argv[0].startswith('timm-rs ') else shlex.join(['python', sys.argv[0]])
 
 
 def commit_of(folder: Path) -> str:

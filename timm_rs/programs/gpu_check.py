@@ -23,7 +23,7 @@ from timm_rs.recipe.command_line import Parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog='gpu_check.py', description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument('--minutes', type=float, default=8, metavar='N',
                         help='time for all parts; from 16 on, as much work as in the paper [8]')
     parser.add_argument('--parts', nargs='+', choices=list(PARTS), default=list(PARTS), metavar='PART',
