@@ -13,8 +13,10 @@ from typing import IO, Any
 
 from timm_rs.errors import UserError
 
-CHECKOUT = Path(__file__).parents[1]  # with train_recipes/ and results/; an installed package has none
-RECIPES = CHECKOUT / 'train_recipes'
+CHECKOUT = Path(__file__).parents[1]  # with tools/ and tests/; an installed package has none
+# Recipes, the paper's numbers: a checkout has them beside the package, and setup.py puts them into an installed one.
+SHIPPED = inside if (inside := Path(__file__).with_name('shipped')).is_dir() else CHECKOUT
+RECIPES = SHIPPED / 'train_recipes'
 
 
 @contextlib.contextmanager
