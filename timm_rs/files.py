@@ -87,10 +87,12 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` (or what a file has) durable; file systems that cannot are left as they are."""
-    descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)  # which Windows does not do with folders
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:

@@ -3,9 +3,7 @@
 import datetime
 import io
 import math
-import os
 import platform
-import resource
 import shlex
 import shutil
 import statistics
@@ -25,6 +23,7 @@ from torchvision.transforms import InterpolationMode
 
 import timm_rs
 from timm_rs.data.samples import Samples
+from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_folder
 from timm_rs.progress import track
@@ -63,6 +62,10 @@ def take_turns(
 
 def cpu_seconds() -> float:
     """Processor time of this process and of its children that have ended."""
+    try:
+        import resource
+    except ImportError:  # Windows, which does not say it of children
+        return time.process_time()
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -83,7 +86,7 @@ def provenance() -> dict[str, str]:
     return dict(
         date=f'{datetime.date.today()}', commit=commit_of(Path(__file__).parent),
         command=f'{_program()} {shlex.join(sys.argv[1:])}'.rstrip(),
-        hardware=f'{_processor()}, {len(os.sched_getaffinity(0))} cores' + ''.join(
+        hardware=f'{_processor()}, {num_cores()} cores' + ''.join(
             f', {torch.cuda.get_device_name(index)}' for index in range(torch.cuda.device_count())),
         versions=f'python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, '
                  f'pillow {PIL.__version__}, timm_rs {timm_rs.__version__}')

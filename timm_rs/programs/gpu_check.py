@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         if not (CHECKOUT / 'tools/gpu_check.py').exists():
             raise UserError('this runs the programs and tests of a checkout of timm_rs: clone it, pip install -e it')
+        if not hasattr(os, 'killpg'):
+            raise UserError('parts are groups of processes that end together, which this system has not: use Linux')
         if arguments.minutes <= 0:
             raise UserError(f'--minutes must be above 0, got {arguments.minutes}')
         if arguments.timm_train and not arguments.timm_train.is_file():
