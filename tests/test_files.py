@@ -17,6 +17,19 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ['file.txt']
 
 
+def test_systems_that_cannot_sync_folders_write_all_the_same(tmp_path, monkeypatch):
+    opened = os.open
+
+    def open_(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise PermissionError  # as Windows does
+        return opened(path, *arguments, **options)
+    monkeypatch.setattr(files.os, 'open', open_)
+    with atomic_write(tmp_path / 'file.txt') as file:
+        file.write('new')
+    assert (tmp_path / 'file.txt').read_text() == 'new'
+
+
 def test_the_new_content_appears_only_when_it_is_complete_and_synced(tmp_path, monkeypatch):
     path, synced = tmp_path / 'file.txt', []
     monkeypatch.setattr(files.os, 'fsync', synced.append)

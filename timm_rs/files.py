@@ -13,8 +13,10 @@ from typing import IO, Any
 
 from timm_rs.errors import UserError
 
-CHECKOUT = Path(__file__).parents[1]  # with train_recipes/ and results/; an installed package has none
-RECIPES = CHECKOUT / 'train_recipes'
+CHECKOUT = Path(__file__).parents[1]  # with tools/ and tests/; an installed package has none
+# Recipes, the paper's numbers: a checkout has them beside the package, and setup.py puts them into an installed one.
+SHIPPED = inside if (inside := Path(__file__).with_name('shipped')).is_dir() else CHECKOUT
+RECIPES = SHIPPED / 'train_recipes'
 
 
 @contextlib.contextmanager
@@ -85,10 +87,12 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` (or what a file has) durable; file systems that cannot are left as they are."""
-    descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)  # which Windows does not do with folders
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:

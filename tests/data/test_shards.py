@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -111,6 +112,16 @@ def test_packed_folder_has_the_images_labels_and_names_of_the_folder(packed, spl
     assert samples.targets() == [target for _, _, target in ours]
     assert ours != theirs  # mixed, not class after class
     assert samples.name(0).startswith(f'{split}-000000.tar/')
+
+
+def test_systems_without_locks_and_positioned_reads_pack_and_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'fcntl', None)
+    monkeypatch.delattr(os, 'pread')
+    source = photos(9)
+    pack(source, tmp_path, 'train', short_side=0, num_shards=2)
+    (tmp_path / 'train-index.npz').unlink()  # so that headers are read, too
+    samples = open_shards(tmp_path, 'train')
+    assert sorted(samples.read(index)[0] for index in reversed(range(9))) == sorted(source.contents)
 
 
 def test_timms_reader_reads_every_sample(packed):

@@ -36,6 +36,11 @@ def is_running(pid):
         return False
 
 
+def test_without_a_checkout_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, 'CHECKOUT', tmp_path)
+    assert 'a checkout of timm_rs' in failure(tool, capsys, '--dry-run')
+
+
 def test_a_part_that_fails_or_takes_too_long_prevents_no_other(tmp_path, monkeypatch, capsys):
     def sleeps(settings, shell):
         return shell.python('-c', SLEEPS).lines[0][1]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ from conftest import EXPECTED, ROOT
 from timm_rs.publish.card import public_recipe
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import FIELDS, Recipe, RecipeError, value_type
-from timm_rs.recipe.reading import read_file, to_yaml
+from timm_rs.recipe.reading import find_recipe, read_file, to_yaml
 
 TIMM = json.loads((EXPECTED / 'timm_train_args.json').read_text())['arguments']
 FOLDER = ROOT / 'train_recipes'
@@ -126,6 +127,37 @@ def test_bad_file_is_refused_by_name_with_the_remedy(tmp_path, text, parts):
 def test_missing_file_names_its_nearest_neighbour():
     with pytest.raises(RecipeError, match=r'rs5O\.yaml does not exist.*rs50\.yaml'):
         read_file(FOLDER / 'rs5O.yaml')
+
+
+@pytest.mark.parametrize('name', ['rs50', 'rs50.yaml', 'train_recipes/rs50.yaml'])
+def test_recipes_that_come_with_the_package_have_names(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(name) == FOLDER / 'rs50.yaml' and read_file(name) == read_file(FOLDER / 'rs50.yaml')
+    assert find_recipe('ablation/table1_04_ema') == FOLDER / 'ablation/table1_04_ema.yaml'
+    parser = Parser()
+    add_recipe_arguments(parser)
+    _, sources = resolve(parser.parse_args(['--recipe', name]))
+    assert sources['model'] == str(FOLDER / 'rs50.yaml')
+
+
+@pytest.mark.parametrize('name', ['rs50', 'train_recipes/rs50.yaml'])
+def test_a_file_of_that_name_wins_and_a_folder_does_not(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir(parents=True)
+    assert read_file(name)['model'] == 'resnetrs_50'
+    Path(name).rmdir()
+    Path(name).write_text('model: mine')
+    assert read_file(name) == {'model': 'mine'}
+
+
+@pytest.mark.parametrize(('name', 'hint'), [
+    ('rs5O', ' Did you mean rs50?'), ('rs5O.yaml', ' Did you mean rs50?'),
+    ('ablation/table1_04_emma', ' Did you mean ablation/table1_04_ema?'), ('mine', ''), ('/nowhere/rs50', '')])
+def test_wrong_name_gets_the_nearest(tmp_path, monkeypatch, name, hint):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        read_file(name)
+    assert str(caught.value) == f'recipe {name} does not exist.{hint}'
 
 
 def test_folder_as_file_is_refused(tmp_path):

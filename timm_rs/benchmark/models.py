@@ -78,6 +78,8 @@ class Protocol:
 
     def warning(self) -> str:
         """What people should know before it begins; mostly nothing."""
+        if self.device == 'cpu' and not Path('/proc/self/status').exists():
+            return 'this system does not say how much memory a step takes on the CPU: it is 0 in all rows'
         asked = self.device == 'cpu' and any(precision_of(setup) == 'bf16' for setup in self.setups)
         return ('this CPU has no bfloat16 arithmetic: torch emulates it, which takes ten times as long as float32, and '
                 'OpenVINO computes in float32') if asked and cpu_emulates_bfloat16() else ''

@@ -1,9 +1,7 @@
 """Honest comparisons of speed: candidates take turns within one run, every row says where it comes from."""
 
 import datetime
-import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -18,6 +16,7 @@ import timm
 import torch
 
 import timm_rs
+from timm_rs.data.workers import num_cores
 from timm_rs.progress import track
 
 GIB = 2**30
@@ -52,6 +51,10 @@ def take_turns(
 
 def cpu_seconds() -> float:
     """Processor time of this process and of its children that have ended."""
+    try:
+        import resource
+    except ImportError:  # Windows, which does not say it of children
+        return time.process_time()
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -76,11 +79,15 @@ def provenance() -> dict[str, str]:
     """What a row of results must say to be worth something: date, code, command, hardware, versions."""
     return dict(
         date=f'{datetime.date.today()}', commit=commit_of(Path(__file__).parent),
-        command=shlex.join(['python', *sys.argv]),
-        hardware=f'{_processor()}, {len(os.sched_getaffinity(0))} cores' + ''.join(
+        command=f'{_program()} {shlex.join(sys.argv[1:])}'.rstrip(),
+        hardware=f'{_processor()}, {num_cores()} cores' + ''.join(
             f', {torch.cuda.get_device_name(index)}' for index in range(torch.cuda.device_count())),
         versions=f'python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, '
                  f'pillow {PIL.__version__}, timm_rs {timm_rs.__version__}')
+
+
+def _program() -> str:
+    return sys.argv[0] if sys.argv[0].startswith('timm-rs ') else shlex.join(['python', sys.argv[0]])
 
 
 def commit_of(folder: Path) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import itertools
 import re
-import resource
 import signal
 import time
 import traceback
@@ -272,6 +271,7 @@ def _resident(field: str) -> int:
 def _limit_memory() -> None:
     """Have allocations fail where the machine's free memory ends, instead of the kernel killing someone."""
     if available := _kilobytes('/proc/meminfo', 'MemAvailable'):
+        import resource  # which Linux has
         limit = (_kilobytes('/proc/self/status', 'VmData') + available) * 1024 - 512 * MIB
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 

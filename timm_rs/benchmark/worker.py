@@ -15,7 +15,9 @@ class Worker:
     """A process that holds candidates, ready to make their steps. `StepProcess` gives it work."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context('forkserver')  # which imports torch once, and never computes
+        # The server imports torch once, and never computes; Windows has none.
+        has_server = 'forkserver' in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context('forkserver' if has_server else 'spawn')
         context.set_forkserver_preload([serve.__module__])
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs,), daemon=True)
@@ -30,8 +32,8 @@ class Worker:
         except (EOFError, ConnectionResetError, BrokenPipeError):
             self.process.join()
             kind, content = 'bug', f'the process of {candidate} ended with status {self.process.exitcode}'
-            if self.process.exitcode in (-signal.SIGKILL, -signal.SIGABRT):
-                kind = 'does not fit'
+            if self.process.exitcode in (-9, -signal.SIGABRT):
+                kind = 'does not fit'  # 9 is SIGKILL, which Windows has not
         if kind == 'does not fit':
             raise DoesNotFit(content)
         if kind == 'user error':

@@ -5,7 +5,8 @@ import signal
 import threading
 import time
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# What stops a run; Windows has no SIGUSR1.
+SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name)]
 
 
 def num_cores() -> int:

@@ -45,7 +45,7 @@ from timm_rs.recipe.knobs import Recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog='benchmark.py', description=__doc__)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     loader = commands.add_parser('loader', help='the data loader beside timm\'s: CPU time and images per second')
     loader.add_argument('--images', type=int, default=2048, help='images per turn, in several epochs if need be [2048]')

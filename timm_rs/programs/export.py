@@ -24,7 +24,7 @@ The file holds the image size, mean, std, class names and versions too; tools/pr
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog='export.py', description=__doc__, epilog=EXAMPLE)
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
     add_model_arguments(parser)
     parser.add_argument('--format', required=True, choices=tuple(SUFFIXES))
     parser.add_argument('--output', required=True, type=Path, metavar='F', help='ends with .pt2, .onnx or .xml')

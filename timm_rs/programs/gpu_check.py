@@ -19,11 +19,12 @@ import torch
 
 from timm_rs.benchmark.gpu_check import PARTS, Settings, check, prepare_output, scratch_folder
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import CHECKOUT
 from timm_rs.recipe.command_line import Parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog='gpu_check.py', description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument('--minutes', type=float, default=8, metavar='N',
                         help='time for all parts; from 16 on, as much work as in the paper [8]')
     parser.add_argument('--parts', nargs='+', choices=list(PARTS), default=list(PARTS), metavar='PART',
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--dry-run', action='store_true', help='every part in small, on the CPU')
     arguments = parser.parse_args(argv)
     with exit_on_user_error():
+        if not (CHECKOUT / 'tools/gpu_check.py').exists():
+            raise UserError('this runs the programs and tests of a checkout of timm_rs: clone it, pip install -e it')
+        if not hasattr(os, 'killpg'):
+            raise UserError('parts are groups of processes that end together, which this system has not: use Linux')
         if arguments.minutes <= 0:
             raise UserError(f'--minutes must be above 0, got {arguments.minutes}')
         if arguments.timm_train and not arguments.timm_train.is_file():

@@ -51,6 +51,8 @@ def entry(path: Path, name: str) -> str:
 
 
 def write(readme: Path) -> None:
+    if not readme.exists():
+        raise UserError(f'{readme} does not exist: --write is for a checkout of timm_rs')
     before, start, rest = readme.read_text(encoding='utf-8').partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):

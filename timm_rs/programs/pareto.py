@@ -21,7 +21,7 @@ FILTERS = ('work', 'setup', 'precision', 'device', 'hardware')
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog='pareto.py', description=__doc__, epilog=EXAMPLE)
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument('results', nargs='*', metavar='RESULTS.csv',
                         help='of tools/benchmark.py; each may be followed by COLUMN=VALUE')
     parser.add_argument('--output', required=True, type=Path, metavar='FIG', help='ends with .png or .svg')

@@ -27,7 +27,7 @@ EXAMPLE = """examples:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog='predict.py', description=__doc__, epilog=EXAMPLE)
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
     add_model_arguments(parser, pretrained=True, exports=True)
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with all below), URLs')
     parser.add_argument('--top-k', type=int, default=5, metavar='K', help='classes per image [%(default)s]')

@@ -29,8 +29,7 @@ from timm_rs.tpu.report import KIND, compare_with_table_3, compile_row, in_words
 
 def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception: it ends the compiler, too
-    parser = Parser(prog='tpu_compile.py', description=__doc__,
-                    usage='tpu_compile.py --recipe FILE --tpu T [--chips N] [--OPTION VALUE ...]')
+    parser = Parser(usage='%(prog)s --recipe FILE --tpu T [--chips N] [--OPTION VALUE ...]', description=__doc__)
     parser.add_argument('--tpu', metavar='T', help=f'{", ".join(TPUS)}; v3 by default with --compare-table3')
     parser.add_argument('--chips', type=int, default=1, metavar='N', help='chips that share the step [1]; a device, of '
                         'which there are two on a chip of v3 and one on all others, gets --batch-size images')

@@ -18,7 +18,7 @@ from timm_rs.tpu.launch import Launch, gke_commands, gke_manifest, vm_commands
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog='tpu_launch.py', description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument('--tpu', required=True, metavar='T', help=', '.join(TPUS))
     parser.add_argument('--chips', type=int, required=True, metavar='N', help='of the slice, e.g. 8 or 64')
     parser.add_argument('--where', required=True, choices=('vm', 'pod', 'gke'), help='one host, several, or Kubernetes')
@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> None:
         num_devices = launch.num_chips * launch.tpu.devices_per_chip
         print(f'# {launch.num_chips} chips of {launch.tpu.name} on {launch.num_hosts} host(s), {num_devices} devices, '
               f'global batch {per_device} x {num_devices} = {per_device * num_devices}')
+        program = parser.prog if parser.prog.startswith('timm-rs ') else 'python tools/tpu_launch.py'
         commands = vm_commands(launch) if arguments.where != 'gke' else gke_commands(
-            launch, shlex.join(['python', 'tools/tpu_launch.py', *argv, '--manifest']))
+            launch, f'{program} {shlex.join([*argv, "--manifest"])}')
         for purpose, command in commands:
             print(f'\n# {purpose}\n{command}')
 

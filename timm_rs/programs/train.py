@@ -39,8 +39,7 @@ from timm_rs.training.run import open_run
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(
-        prog='train.py', usage='train.py --recipe FILE [--data-dir FOLDER] [--OPTION VALUE ...]', description=__doc__)
+    parser = Parser(usage='%(prog)s --recipe FILE [--data-dir FOLDER] [--OPTION VALUE ...]', description=__doc__)
     parser.add_argument('--show', action='store_true', help='print every effective value and its source, then exit')
     parser.add_argument('--eval', metavar='CHECKPOINT', help='evaluate a checkpoint (its EMA, if any) and exit')
     add_recipe_arguments(parser)

@@ -5,7 +5,7 @@ import sys
 
 from timm_rs.errors import UserError, exit_on_user_error
 
-EXAMPLE = """usage: with_timm.py SCRIPT [ARGUMENTS OF THE SCRIPT ...]
+EXAMPLE = """usage: {prog} SCRIPT [ARGUMENTS OF THE SCRIPT ...]
 
 example:
   python tools/with_timm.py validate.py --model resnetrs_50 --checkpoint model_best.pth.tar --data-dir imagenet
@@ -16,7 +16,7 @@ example:
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ('-h', '--help'):
-        print(f'{__doc__}\n\n{EXAMPLE}', end='')
+        print(f'{__doc__}\n\n{EXAMPLE.format(prog=os.path.basename(sys.argv[0]))}', end='')
         raise SystemExit(0 if argv else 2)
     script = argv[0]
     with exit_on_user_error():

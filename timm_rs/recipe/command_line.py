@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, NoReturn
 
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
-from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, read_file
+from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, find_recipe, read_file
 
 
 def flag(name: str) -> str:
@@ -80,11 +80,12 @@ def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
     Later wins: default, then the file of --recipe, then the command line. Sources are 'default', the file's path
     or 'command line'. Raises `RecipeError` as `read_file` and `check_value` do.
     """
-    values = read_file(arguments.recipe) if arguments.recipe else {}
-    sources = dict.fromkeys(FIELDS, 'default') | dict.fromkeys(values, str(arguments.recipe))
+    path = find_recipe(arguments.recipe) if arguments.recipe else None
+    values = read_file(path) if path else {}
+    sources = dict.fromkeys(FIELDS, 'default') | dict.fromkeys(values, str(path))
     task_knobs = values.setdefault('task_knobs', {})
     for task, knobs in task_knobs.items():
-        sources |= {f'{task}.{name}': str(arguments.recipe) for name in knobs}
+        sources |= {f'{task}.{name}': str(path) for name in knobs}
     for name, value in vars(arguments).items():
         task, dot, knob_name = name.partition('.')
         if dot:

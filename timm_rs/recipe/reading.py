@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from timm_rs.files import RECIPES
 from timm_rs.recipe.knobs import BLOCK, FIELDS, Recipe, RecipeError, fields_of, nearest, value_type
 
 # ---- values -----------------------------------------------------------------------------------------------------
@@ -85,19 +86,37 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def find_recipe(name: str | os.PathLike[str]) -> Path:
+    """The file called `name`; where there is none, the recipe of that name which comes with timm_rs, such as rs50.
+
+    Names may be written as in a checkout, too: train_recipes/rs50.yaml. What is neither is returned as a path.
+    """
+    path = Path(name)
+    return path if path.is_file() else _shipped().get(_plain(path), path)
+
+
+def _shipped() -> dict[str, Path]:
+    return {_plain(path.relative_to(RECIPES)): path for path in sorted(RECIPES.rglob('*.yaml'))}
+
+
+def _plain(path: Path) -> str:
+    return path.as_posix().removeprefix('train_recipes/').removesuffix('.yaml')
+
+
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The checked values of a recipe file, flat (the block's keys beside the others).
+    """The checked values of a recipe file, flat (the block's keys beside the others); `find_recipe` says which.
 
     Raises:
         RecipeError: a missing or unreadable file, bad YAML, an unknown, hyphenated, misplaced or repeated key,
             or a value of the wrong type or out of range; the message names the file, the key and the remedy.
     """
-    path = Path(path)
+    path = find_recipe(path)
     try:
         text = path.read_text(encoding='utf-8')
     except FileNotFoundError:
         beside = sorted(str(other) for other in path.parent.glob('*.yaml'))
-        raise RecipeError(f'recipe {path} does not exist.{nearest(str(path), beside)}') from None
+        hint = nearest(str(path), beside) or nearest(_plain(path), _shipped())
+        raise RecipeError(f'recipe {path} does not exist.{hint}') from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f'recipe {path} cannot be read: {error}') from None
     loader = _StrictLoader(text)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from timm_rs.files import CHECKOUT, read_rows
+from timm_rs.files import SHIPPED, read_rows
 
-PAPER = CHECKOUT / 'results/paper.csv'  # in a checkout
+PAPER = SHIPPED / 'results/paper.csv'
 
 
 def published(path: Path = PAPER) -> dict[tuple[str, str], dict[str, str]]:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from timm_rs.errors import UserError
-from timm_rs.files import CHECKOUT
+from timm_rs.files import CHECKOUT, SHIPPED
 from timm_rs.tpu import compiler_child
 from timm_rs.tpu.chips import Tpu
 
-CONSTRAINTS = CHECKOUT / 'constraints-tpu-compile.txt'
+CONSTRAINTS = SHIPPED / 'constraints-tpu-compile.txt'
+TYPED = CONSTRAINTS.name if SHIPPED == CHECKOUT else CONSTRAINTS  # what people write for it
 DEFAULT_ENV = Path('~/.cache/timm_rs/tpu_compiler')
 PYTHON_VARIABLE = 'TIMM_RS_TPU_PYTHON'
 
@@ -70,7 +71,7 @@ class Compiler:
     def _failure(self, done: subprocess.CompletedProcess[str]) -> str:
         reason = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
         if 'ModuleNotFoundError' in reason or 'ImportError' in reason:
-            return (f'{self.python} has no TPU compiler ({reason}): pip install -c {CONSTRAINTS.name} jax libtpu '
+            return (f'{self.python} has no TPU compiler ({reason}): pip install -c {TYPED} jax libtpu '
                     'there, or give --compiler-env DIR')
         if done.returncode < 0:
             return (f'the TPU compiler was killed by signal {-done.returncode}; it takes 4 to 24 GB of memory: free '
@@ -83,7 +84,7 @@ def _python_of(folder: Path) -> Path:
 
 
 def _commands(folder: Path) -> str:
-    return (f'python3 -m venv {folder} && {_python_of(folder)} -m pip install -c {CONSTRAINTS.name} jax libtpu')
+    return (f'python3 -m venv {folder} && {_python_of(folder)} -m pip install -c {TYPED} jax libtpu')
 
 
 def _make_environment(folder: Path) -> None:

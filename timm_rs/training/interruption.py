@@ -6,7 +6,7 @@ import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from timm_rs.data.workers import SIGNALS
 
 
 class Stopped(SystemExit):

@@ -131,21 +131,21 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
         if member.isreg() and match and not _METADATA.match(member.name):
             yield match[1], match[2].lower(), member
     assert tar.fileobj is not None
-    if _pread(tar.fileobj, BLOCK, end) != bytes(BLOCK):  # tarfile takes broken headers for the end
+    if pread(tar.fileobj, BLOCK, end) != bytes(BLOCK):  # tarfile takes broken headers for the end
         raise tarfile.ReadError(f'no end of archive after {end:,} bytes')
 
 
 def _label(file: Any, members: dict[str, tarfile.TarInfo], label_key: str, shard: str) -> int | None:
     """The class index, by timm's rules; None where there is none, or a negative one in .json."""
     member = members.get('json' if label_key else 'cls')
-    if label_key and not (member and label_key in (fields := _json_fields(_pread(file, member.size,
-                                                                                    member.offset_data)))):
+    if label_key and not (member and label_key in (fields := _json_fields(pread(file, member.size,
+                                                                                   member.offset_data)))):
         key = next(iter(members.values())).name
         raise UserError(f'{shard}: {key} has no label under the key {label_key} in a .json beside it; '
                         'choose another --target-key')
     if member is None:
         return None
-    value = fields[label_key] if label_key else _pread(file, member.size, member.offset_data)
+    value = fields[label_key] if label_key else pread(file, member.size, member.offset_data)
     if isinstance(value, (list, tuple)):
         raise NotOneNumber
     try:
@@ -163,8 +163,12 @@ def _json_fields(content: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _pread(file: Any, length: int, offset: int) -> bytes:
-    return os.pread(file.fileno(), length, offset)
+def pread(file: Any, length: int, offset: int) -> bytes:
+    """`length` bytes of an open file from `offset` on, or fewer where it ends."""
+    if hasattr(os, 'pread'):  # it has no position, which forked processes would share
+        return os.pread(file.fileno(), length, offset)
+    file.seek(offset)  # Windows, where none are forked
+    return file.read(length)
 
 
 def index_path(root: Path, split: str) -> Path:

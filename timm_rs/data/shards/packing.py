@@ -1,7 +1,6 @@
 """Any dataset as shards."""
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import io
@@ -136,6 +135,11 @@ def _one_packer(destination: Path) -> Iterator[None]:
     """Hold the folder for this process."""
     path = destination / '.packing'
     destination.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
     with open(path, 'w') as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, it is not inherited by workers

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from timm_rs.data.samples import Order, Samples
-from timm_rs.data.shards.index import COMPRESSED, IMAGE_KEYS, Index, NotOneNumber, cached_index, index_path, stat_of
+from timm_rs.data.shards.index import (
+    COMPRESSED,
+    IMAGE_KEYS,
+    Index,
+    NotOneNumber,
+    cached_index,
+    index_path,
+    pread,
+    stat_of,
+)
 from timm_rs.errors import UserError
 
 SHUFFLE_BUFFER = 4096  # samples
@@ -47,8 +56,8 @@ class ShardSamples(Samples):
     def read(self, index: int) -> tuple[bytes, int]:
         """The encoded image and its label. Raises OSError where the shard is gone or ends early."""
         length = int(self.index.lengths[index])
-        file = self._open(self.root / self._shard(index))
-        content = os.pread(file.descriptor, length, int(self.index.offsets[index]))
+        file = self._open(self.root / self._shard(index)).file
+        content = pread(file, length, int(self.index.offsets[index]))
         if len(content) != length:
             raise OSError(f'{self.name(index)}: the shard ends after {len(content)} of the image\'s {length} bytes')
         return content, int(self.index.targets[index])
@@ -79,11 +88,11 @@ class ShardSamples(Samples):
 
 
 class _OpenFile:
-    """A descriptor, closed with its last reference. `os.pread` has no position that forked processes would share."""
+    """A file, closed with the last reference to this."""
 
     def __init__(self, path: Path):
-        self.descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.descriptor)
+        self.file = open(path, 'rb', buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
 
 
 def is_packed(root: str | Path) -> bool:
