@@ -48,8 +48,14 @@ def test_both_loops_train_the_same_so_neither_leaves_out_work(monkeypatch):
 
 
 def test_timms_loop_has_timms_optimizer(monkeypatch):
-    monkeypatch.setattr(step_process, 'create_optimizer', None)  # which prefers fused kernels on a GPU
-    step_process.create_work(replace(TINY, setup='timm+fused'), Device('cpu'))(1)
+    made = []
+    monkeypatch.setattr(step_process, 'timms_work', lambda training, *_: made.append(training.optimizer))
+    genuine = step_process.create_optimizer_v2
+    monkeypatch.setattr(step_process, 'create_optimizer_v2', lambda *some, **options: (
+        made.append(options), genuine(*some, **options))[-1])
+    step_process.create_work(replace(TINY, setup='timm+fused'), Device('cpu'))
+    options, optimizer = made  # ours would prefer fused kernels on a GPU without being asked
+    assert options['fused'] and optimizer.defaults['fused']
 
 
 @pytest.mark.parametrize(('setup', 'work', 'words'), [

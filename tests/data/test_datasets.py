@@ -4,16 +4,11 @@ import io
 import json
 import tarfile
 
-import numpy as np
 import pytest
 from conftest import TINY
-from PIL import Image
 
-from timm_rs.data import datasets
-from timm_rs.data.datasets import create_datasets, write_digits
-from timm_rs.errors import UserError
+from timm_rs.data.datasets import create_datasets
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.tasks.classification import LabelCheck
 
 
 def pack(folder, tar):
@@ -81,8 +76,6 @@ def test_label_out_of_range_in_a_worker_is_one_line(run, image_folder, tmp_path)
     (tmp_path / 'map.txt').write_text('cat\ndog\neel\n')
     result = run(*TINY, '--data-dir', image_folder, '--class-map', tmp_path / 'map.txt', '--workers', 1)
     assert result.code == 0, result.err
-    with pytest.raises(UserError, match=r'label 3, but the model has 3 classes \(0 to 2\)'):
-        LabelCheck(3)(3)
 
 
 @pytest.mark.parametrize('name', ['val', 'validation', 'valid'])
@@ -90,33 +83,3 @@ def test_split_folders_may_have_any_of_timms_names(image_folder, name):
     (image_folder / 'validation').rename(image_folder / name)
     train, validation, num_classes = create_datasets(Recipe(data_dir=str(image_folder)))
     assert (len(train), len(validation), num_classes) == (24, 15, 3)
-
-
-def test_digits_are_the_real_ones_in_a_fixed_split(tmp_path):
-    from sklearn.datasets import load_digits
-    folder = write_digits(tmp_path / 'digits')
-    data = load_digits()
-    files = sorted(folder.glob('*/*/*.png'), key=lambda path: path.name)
-    assert [int(path.parent.name) for path in files] == data.target.tolist()
-    for index in (0, 900, 1796):
-        image = Image.open(files[index])
-        assert image.mode == 'L' and image.size == (8, 8)
-        np.testing.assert_array_equal(np.asarray(image), np.round(data.images[index] * (255 / 16)))
-    counts = {split: len(list((folder / split).glob('*/*.png'))) for split in ('train', 'validation')}
-    assert counts == datasets.DIGITS_SPLITS and sum(counts.values()) == 1797
-
-
-def test_half_written_digits_are_written_anew_and_whole_ones_left_alone(tmp_path):
-    folder = write_digits(tmp_path / 'digits')
-    path = next(folder.glob('train/3/*.png'))
-    stamp = folder.stat().st_mtime_ns
-    assert write_digits(folder).stat().st_mtime_ns == stamp
-    path.unlink()
-    assert write_digits(folder) == folder and path.exists()
-    assert [entry.name for entry in tmp_path.iterdir()] == ['digits']
-
-
-def test_digits_that_cannot_be_written_are_one_message(tmp_path):
-    (tmp_path / 'file').write_text('in the way')
-    with pytest.raises(UserError, match='digits cannot be written.*--data-dir'):
-        write_digits(tmp_path / 'file/digits')

@@ -6,7 +6,6 @@ import pytest
 import yaml
 from conftest import EXPECTED, ROOT
 
-from timm_rs.publish.card import public_recipe
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import FIELDS, Recipe, RecipeError, value_type
 from timm_rs.recipe.reading import find_recipe, read_file, to_yaml
@@ -201,5 +200,5 @@ def test_no_knob_that_holds_a_path_is_ever_published():
     assert texts >= NAMES
     for name in texts:
         assert FIELDS[name].metadata['private'] == (name not in NAMES), name
-    published = public_recipe(dataclasses.replace(Recipe(), **{name: '/home/ada/x' for name in texts - NAMES}))
+    published = dataclasses.replace(Recipe(), **{name: '/home/ada/x' for name in texts - NAMES}).public()
     assert '/home/ada' not in to_yaml(published)

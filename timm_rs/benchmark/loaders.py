@@ -42,7 +42,7 @@ class DecodingPsnr(NamedTuple):
     share_scaled: float  # of the crops, those that are large enough
 
 
-def compare_loaders(
+def run_loaders(
         recipe: Recipe, images: int, rounds: int, packed: bool) -> tuple[list[dict[str, Any]], DecodingPsnr]:
     """A row of results for each loader, and how exactly ours decodes.
 
@@ -65,9 +65,9 @@ def compare_loaders(
     size = config['input_size'][-1]
 
     with tempfile.TemporaryDirectory() as scratch:
-        candidates = loader_candidates(recipe, samples, scratch if packed else None)
+        candidates = create_candidates(recipe, samples, scratch if packed else None)
         costs = take_turns({
-            name: partial(read, dataclasses.replace(recipe, **changes), config, data, images, device)
+            name: partial(run_loader, dataclasses.replace(recipe, **changes), config, data, images, device)
             for name, (changes, data) in candidates.items()}, rounds, label='loaders')
     decoding = decoding_psnr(samples, size, min(len(samples), 200))
     psnr = {'fast': decoding.exact, 'fast, decode scaled': decoding.scaled}
@@ -76,7 +76,7 @@ def compare_loaders(
             for name, own in costs.items()], decoding
 
 
-def loader_candidates(
+def create_candidates(
         recipe: Recipe, samples: Samples, shards: str | None) -> dict[str, tuple[dict[str, Any], Samples]]:
     """By name, what each loader changes in the recipe, and its samples; those packed into the folder `shards`, too."""
     fast = dict(loader='fast', preprocessing='timm')
@@ -92,7 +92,7 @@ def loader_candidates(
     return candidates
 
 
-def read(recipe: Recipe, config: dict[str, Any], samples: Samples, images: int, device: Device) -> int:
+def run_loader(recipe: Recipe, config: dict[str, Any], samples: Samples, images: int, device: Device) -> int:
     """Have a new loader make at least `images` images on the host; returns how many it made."""
     assert recipe.num_classes
     loader = create_train_loader(samples, recipe, config, create_task(recipe), recipe.num_classes, device)
@@ -113,7 +113,7 @@ def loader_columns(own: list[Cost], timms: list[Cost]) -> dict[str, float]:
 
 
 def loader_table(rows: list[dict[str, Any]], decoding: DecodingPsnr) -> str:
-    """What `compare_loaders` found, for people."""
+    """What `run_loaders` found, for people."""
     lines = [f'{"loader":20} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}']
     lines += [
         '{loader:20} {cpu_ms_median:10.3f} ({cpu_ms_min:.3f}-{cpu_ms_max:.3f}) {images_per_s_median:9.0f} '

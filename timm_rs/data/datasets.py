@@ -1,13 +1,9 @@
 """Datasets through timm's `create_dataset`, with the checks that turn silent surprises into messages."""
 
-import contextlib
-import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from timm.data import create_dataset
 from torch.utils.data import IterableDataset
 
@@ -18,14 +14,10 @@ from timm_rs.data.shards.reading import is_packed, open_shards
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import flag
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.create import image_mode
 
 # timm's names of a folder or tar per split, in its order of search
 TRAIN_NAMES = ('train', 'training')
 VALIDATION_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
-
-DIGITS_FOLDER = Path('data/digits')
-DIGITS_SPLITS = {'train': 1437, 'validation': 360}  # images in each
 
 
 def create_datasets(recipe: Recipe, need_training: bool = True) -> tuple[
@@ -85,7 +77,7 @@ def open_split(recipe: Recipe, split: str, is_training: bool, class_map: Any = N
             recipe.dataset, root=root, split=split, search_split=search, is_training=is_training,
             class_map=class_map or recipe.class_map, download=recipe.dataset_download, batch_size=recipe.batch_size,
             seed=recipe.seed, repeats=recipe.epoch_repeats if is_training else 0,
-            input_img_mode=image_mode(recipe), input_key=recipe.input_key, target_key=recipe.target_key,
+            input_img_mode=recipe.image_mode, input_key=recipe.input_key, target_key=recipe.target_key,
             num_samples=recipe.train_num_samples if is_training else recipe.val_num_samples,
             trust_remote_code=recipe.dataset_trust_remote_code)
     except ImportError as error:
@@ -138,39 +130,3 @@ def class_to_index(dataset: Any) -> dict[Any, int]:
 
 def _some(names: list[str], limit: int = 5) -> str:
     return ', '.join(names[:limit]) + (', …' if len(names) > limit else '')
-
-
-def write_digits(folder: Path = DIGITS_FOLDER) -> Path:
-    """Write scikit-learn's handwritten digits (1,797 real 8x8 grayscale images) as PNGs, split once and for all.
-
-    `folder` gets train/ and validation/ with a folder per digit: a stratified random fifth, drawn with seed 0, is
-    for validation. A complete folder is left alone, an incomplete one is written anew.
-    Source: UCI Optical Recognition of Handwritten Digits, test part (Alpaydin and Kaynak), CC BY 4.0.
-    Raises UserError when the folder cannot be written.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-    if all(len(list((folder / split).glob('*/*.png'))) == count for split, count in DIGITS_SPLITS.items()):
-        return folder
-    temporary = folder.with_name(f'.{folder.name}.tmp')
-    try:
-        for path in (folder, temporary):
-            if path.exists():
-                shutil.rmtree(path)
-        data = load_digits()
-        _, validation = train_test_split(
-            range(len(data.target)), test_size=DIGITS_SPLITS['validation'], stratify=data.target, random_state=0)
-        held_out = set(validation)
-        for index, (image, label) in enumerate(zip(data.images, data.target, strict=True)):
-            split = 'validation' if index in held_out else 'train'
-            target = temporary / split / str(label) / f'{index:04}.png'
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.uint8(np.round(image * (255 / 16)))).save(target)  # 17 gray levels, 0 to 16
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(f'the digits cannot be written to {folder}: {error.strerror or error}; give another folder '
-                        f'of images with {flag("data_dir")}') from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary)
-    return folder

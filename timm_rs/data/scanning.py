@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_rs.data.bad_samples import Problem, problem_of, unlisted
 from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, open_split
-from timm_rs.data.loader import num_workers
 from timm_rs.data.samples import Samples, as_samples
 from timm_rs.errors import UserError
 from timm_rs.progress import track
@@ -45,16 +44,16 @@ def open_samples(recipe: Recipe, split: str) -> Samples:
     return as_samples(open_split(recipe, split, is_training=False))
 
 
-def find_bad_images(splits: dict[str, Samples], recipe: Recipe) -> Iterator[Problem]:
+def find_bad_images(splits: dict[str, Samples], root: str | None, workers: int) -> Iterator[Problem]:
     """Name and reason of every bad image, split by split, in the dataset's order; then what became no image of it."""
     for split, samples in splits.items():
-        for image, reason in _bad_images(samples, recipe, split):
+        for image, reason in _bad_images(samples, workers, split):
             # Images in archives may have the same name in every split.
-            yield image if image.startswith(str(recipe.data_dir)) else f'{split}: {image}', reason
+            yield image if image.startswith(str(root)) else f'{split}: {image}', reason
 
 
-def _bad_images(samples: Samples, recipe: Recipe, split: str) -> Iterator[Problem]:
-    loader = DataLoader(Problems(samples), batch_size=32, num_workers=num_workers(recipe.workers), collate_fn=list)
+def _bad_images(samples: Samples, workers: int, split: str) -> Iterator[Problem]:
+    loader = DataLoader(Problems(samples), batch_size=32, num_workers=workers, collate_fn=list)
     problems = (problem for batch in loader for problem in batch)
     for index, problem in enumerate(track(problems, f'scanning {split}', total=len(samples))):
         if problem:

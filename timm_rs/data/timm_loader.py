@@ -12,7 +12,7 @@ from timm_rs.data.samples import PilDataset, Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.create import Transform, augmentation, create_transform, image_mode, timm_transform
+from timm_rs.transforms.create import Transform, build_augmentation, create_timm_transform, create_transform
 
 
 class TimmLoader:
@@ -57,11 +57,11 @@ class TimmLoader:
 def create_timm_train_loader(
         dataset: Any, recipe: Recipe, data_config: dict[str, Any], mixing: dict[str, Any] | None,
         encode: Callable[[Any], Any], num_workers: int, device: Device) -> TimmLoader:
-    dataset = _for_timm(dataset, image_mode(recipe), encode)
+    dataset = _for_timm(dataset, recipe.image_mode, encode)
     loader = create_loader(
         dataset, is_training=True, batch_size=recipe.batch_size, collate_fn=mixing and FastCollateMixup(**mixing),
         re_prob=recipe.reprob, re_mode=recipe.remode, re_count=recipe.recount, num_aug_repeats=recipe.aug_repeats,
-        num_workers=num_workers, worker_seeding=recipe.worker_seeding, **augmentation(recipe, data_config),
+        num_workers=num_workers, worker_seeding=recipe.worker_seeding, **build_augmentation(recipe, data_config),
         **_shared(data_config, recipe.pin_mem, device))
     if not len(loader):
         raise UserError(f'the training set has {len(dataset)} images, fewer than one batch of {recipe.batch_size} in '
@@ -73,7 +73,7 @@ def create_timm_train_loader(
 def create_timm_eval_loader(
         dataset: Any, recipe: Recipe, data_config: dict[str, Any], encode: Callable[[Any], Any], blank: Any,
         num_workers: int, device: Device) -> TimmLoader:
-    dataset = _for_timm(dataset, image_mode(recipe), encode)
+    dataset = _for_timm(dataset, recipe.image_mode, encode)
     streamed = isinstance(dataset, torch.utils.data.IterableDataset)
     if streamed and device.is_distributed:  # fewer workers leave fewer ragged ends, as in timm's train.py
         num_workers = min(2, num_workers)
@@ -90,7 +90,7 @@ def create_transform_for_timm(recipe: Recipe, data_config: dict[str, Any], is_tr
     """timm's transform, or one that does what the recipe wants as in the authors' release."""
     if 'tf' in (recipe.preprocessing, recipe.randaugment):
         return Seeded(create_transform(recipe, data_config, is_training))
-    return timm_transform(recipe, data_config, is_training)
+    return create_timm_transform(recipe, data_config, is_training)
 
 
 class Seeded:

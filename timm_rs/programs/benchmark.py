@@ -21,7 +21,7 @@ import timm
 import torch
 
 import timm_rs  # noqa: F401  (registers the models)
-from timm_rs.benchmark.loaders import compare_loaders, loader_table
+from timm_rs.benchmark.loaders import loader_table, run_loaders
 from timm_rs.benchmark.models import (
     BOTH_TABLES,
     FIGURE_5,
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_user_error():
         if arguments.command == 'loader':
             recipe, _ = resolve(arguments)
-            benchmark_loader(recipe, arguments)
+            run_loader_command(recipe, arguments)
         else:
             benchmark_models(arguments)
 
@@ -142,10 +142,10 @@ def default_size(model: str) -> int:
     return int(timm.get_pretrained_cfg(model).input_size[-1])
 
 
-def benchmark_loader(recipe: Recipe, arguments: Any) -> None:
+def run_loader_command(recipe: Recipe, arguments: Any) -> None:
     if min(arguments.images, arguments.rounds) < 1:
         raise UserError('--images and --rounds must be at least 1')
-    rows, decoding = compare_loaders(recipe, arguments.images, arguments.rounds, packed=not arguments.no_pack)
+    rows, decoding = run_loaders(recipe, arguments.images, arguments.rounds, packed=not arguments.no_pack)
     print(f'{recipe.model} at {rows[0]["img_size"]} px, {rows[0]["workers"]} workers, {arguments.images} images per '
           f'turn, {arguments.rounds} rounds; CPU of all processes')
     print(loader_table(rows, decoding))

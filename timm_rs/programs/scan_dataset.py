@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from timm_rs.data.bad_samples import BadSamples
+from timm_rs.data.loader import num_workers
 from timm_rs.data.scanning import find_bad_images, open_splits
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe.command_line import Parser
@@ -36,17 +37,17 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f'--output {args.output}: there is no folder {Path(args.output).parent}')
         recipe = Recipe(data_dir=args.data_dir, dataset=args.dataset, workers=args.workers)
         bad = BadSamples(Path(args.output), sys.maxsize, resumed=False) if args.output else None
-        if not scan(recipe, args.split, bad):
+        if not run_scan(recipe, args.split, bad):
             raise SystemExit(1)
 
 
-def scan(recipe: Recipe, split: str | None, bad: BadSamples | None) -> bool:
+def run_scan(recipe: Recipe, split: str | None, bad: BadSamples | None) -> bool:
     """Print and collect the bad images of a split (None: of all there are), and say whether there are none."""
     splits, missing = open_splits(recipe, split)
     for error in missing:
         print(f'not scanned: {error}', file=sys.stderr)
     num_bad = 0
-    for name, reason in find_bad_images(splits, recipe):
+    for name, reason in find_bad_images(splits, recipe.data_dir, num_workers(recipe.workers)):
         num_bad += 1
         line = f'{name}: {reason}'.encode(errors='surrogateescape')  # names need not be UTF-8
         tqdm.write(line.decode(errors='backslashreplace'), file=sys.stdout)

@@ -24,7 +24,7 @@ from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tpu.chips import TPUS, find_tpu
 from timm_rs.tpu.compiler import Compiler
-from timm_rs.tpu.report import KIND, compare_with_table_3, compile_row, in_words, table_3_recipes
+from timm_rs.tpu.report import KIND, compare_with_table_3, create_row, in_words, table_3_recipes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +59,7 @@ def run(arguments: Any) -> None:
     recipes = choose_recipes(arguments)
     rows = {}
     for name, recipe in track(recipes.items(), 'compiling', total=len(recipes)):
-        rows[name] = compile_row(
+        rows[name] = create_row(
             recipe, tpu, arguments.chips, compiler, arguments.largest_batch, functools.partial(print, flush=True))
         print(f'{name}: {in_words(rows[name])}', flush=True)
         if arguments.csv:

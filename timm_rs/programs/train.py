@@ -20,7 +20,7 @@ import torch
 from timm.utils import random_seed
 
 import timm_rs
-from timm_rs.data.datasets import write_digits
+from timm_rs.data.digits import write_digits
 from timm_rs.data.loader import create_eval_loader
 from timm_rs.device import create_device
 from timm_rs.device.torch_device import Device

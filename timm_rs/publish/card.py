@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from timm.models import model_entrypoint
 
-from timm_rs.data.datasets import DIGITS_FOLDER
+from timm_rs.data.digits import DIGITS_FOLDER
 from timm_rs.files import RECIPES
 from timm_rs.models.complexity import measure_complexity
-from timm_rs.recipe.knobs import FIELDS, Recipe
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.training.trained import Trained
 
@@ -25,20 +25,22 @@ def package_of(model: Any) -> str:
     return model_entrypoint(model.pretrained_cfg['architecture']).__module__.partition('.')[0]
 
 
-def public_recipe(recipe: Recipe) -> Recipe:
-    """`recipe` without the paths of the machine it ran on."""
-    public = {name: getattr(Recipe(), name) for name, field in FIELDS.items() if field.metadata['private']}
-    return dataclasses.replace(recipe, **public, builtin_data=recipe.builtin_data if _used_builtin(recipe) else '')
+def public_recipe(trained: Trained) -> Recipe:
+    """The recipe without the paths of the machine it ran on."""
+    builtin_data = trained.recipe.builtin_data if _used_builtin(trained) else ''
+    return dataclasses.replace(trained.recipe.public(), builtin_data=builtin_data)
 
 
-def dataset_name(recipe: Recipe) -> str:
+def dataset_name(trained: Trained) -> str:
     """What the data is called: the dataset's name, or that of its folder."""
+    recipe = trained.recipe
     if recipe.dataset:
         return recipe.dataset.partition('/')[2] or recipe.dataset
-    return recipe.builtin_data if _used_builtin(recipe) else Path(recipe.data_dir or 'unknown').name
+    return recipe.builtin_data if _used_builtin(trained) else Path(recipe.data_dir or 'unknown').name
 
 
-def _used_builtin(recipe: Recipe) -> bool:
+def _used_builtin(trained: Trained) -> bool:
+    recipe = trained.recipe
     return bool(recipe.builtin_data) and not recipe.dataset and recipe.data_dir in ('', None, str(DIGITS_FOLDER))
 
 
@@ -60,7 +62,7 @@ def model_card(
     cost = measure_complexity(trained.model, (height, width))
     arguments = ', '.join(f'{key}={value}' for key, value in recipe.model_kwargs.items())
     averaged = {'ema': 'the exponential moving average of the weights', 'raw': 'the weights as trained'}
-    paper = paper_result(recipe, height) if height == width else None
+    paper = paper_result(trained, height) if height == width else None
     header = _header(trained, repo_id, license, dataset, needs)
     blocks = [
         f'---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---',
@@ -86,7 +88,7 @@ def model_card(
         + (f' after epoch {trained.epochs} of {recipe.epochs}' if trained.epochs else '')
         + '. `args.yaml` is the whole recipe'
         + (', `summary.csv` has a row per epoch' if 'summary.csv' in trained.files else '')
-        + f". With the train.py of timm_rs:\n\n```\npython train.py --recipe args.yaml{_data_arguments(recipe)}\n```",
+        + f". With the train.py of timm_rs:\n\n```\npython train.py --recipe args.yaml{_data_arguments(trained)}\n```",
         '## Limits\n\n' + '\n'.join(f'- {limit}' for limit in _limits(trained, dataset, size)),
     ]
     return '\n\n'.join(blocks) + '\n'
@@ -146,12 +148,13 @@ def _limits(trained: Trained, dataset: str, size: str) -> list[str]:
     return limits
 
 
-def _data_arguments(recipe: Recipe) -> str:
-    return '' if _used_builtin(recipe) else ' --data-dir YOUR_DATA'
+def _data_arguments(trained: Trained) -> str:
+    return '' if _used_builtin(trained) else ' --data-dir YOUR_DATA'
 
 
-def paper_result(recipe: Recipe, img_size: int) -> str | None:
+def paper_result(trained: Trained, img_size: int) -> str | None:
     """'82.8 % top-1 (paper, Table 7, …)' where the run's network and image size are a point of the paper."""
+    recipe = trained.recipe
     for path in sorted(RECIPES.glob('*.yaml')):
         values = read_file(path)
         same = (values.get('model'), values.get('img_size')) == (recipe.model.partition('.')[0], img_size)

@@ -129,12 +129,12 @@ def write_folder(
     model.pretrained_cfg['license'] = license
     variant = dict(model=recipe.model, model_kwargs=recipe.model_kwargs, weights=trained.weights,
                    version=timm_rs.__version__)
-    dataset = dataset or dataset_name(recipe)
+    dataset = dataset or dataset_name(trained)
     try:
         with atomic_folder(folder) as target:
             save_model(model, target, architecture, variant, data_config=trained.data_config,
                        model_config=dict(label_names=trained.class_names))
-            (target / 'args.yaml').write_text(to_yaml(public_recipe(recipe)), encoding='utf-8')
+            (target / 'args.yaml').write_text(to_yaml(public_recipe(trained)), encoding='utf-8')
             for file, source in trained.files.items():
                 shutil.copyfile(source, target / file)
             card = model_card(trained, repo_id, license, dataset, architecture, needs)

@@ -269,6 +269,16 @@ class Recipe:
         return self.batch_size * num_devices * self.grad_accum_steps
 
     @property
+    def image_mode(self) -> str:
+        """The PIL mode that images are converted to."""
+        return self.input_img_mode or ('RGB' if self.channels in (None, 3) else 'L')
+
+    def public(self) -> 'Recipe':
+        """Without what belongs to the machine that it ran on."""
+        private = {name: getattr(Recipe(), name) for name, knob in FIELDS.items() if knob.metadata['private']}
+        return dataclasses.replace(self, **private)
+
+    @property
     def channels(self) -> int | None:
         """Channels of the images, as `input_size` or `in_chans` says; None leaves them to the model."""
         return self.input_size[0] if self.input_size else self.in_chans

@@ -13,7 +13,7 @@ from timm_rs.recipe.reading import read_file
 from timm_rs.study.paper import table_3
 from timm_rs.tpu.chips import Tpu
 from timm_rs.tpu.compiler import Compiler
-from timm_rs.tpu.trace import trace
+from timm_rs.tpu.trace import create_program
 
 KIND = 'TPU compiler, not a run'
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -46,17 +46,17 @@ def table_3_recipes(batch_size: int) -> dict[str, Recipe]:
 
 # ---- rows -------------------------------------------------------------------------------------------------------
 
-def compile_row(recipe: Recipe, tpu: Tpu, num_chips: int, compiler: Compiler, with_largest_batch: bool,
+def create_row(recipe: Recipe, tpu: Tpu, num_chips: int, compiler: Compiler, with_largest_batch: bool,
                 tell: Callable[[str], None]) -> dict[str, Any]:
     """A row of results for the training step of `recipe` on `num_chips` of `tpu`.
 
     With `with_largest_batch` it also has the largest batch that fits, found by compiling; `tell` hears of each trial.
-    Raises UserError as `trace` and `Compiler.compile` do.
+    Raises UserError as `create_program` and `Compiler.compile` do.
     """
     num_devices = num_chips * tpu.devices_per_chip
 
     def compile_step(batch_size: int) -> dict[str, Any]:
-        program = trace(dataclasses.replace(recipe, batch_size=batch_size), num_devices)
+        program = create_program(dataclasses.replace(recipe, batch_size=batch_size), num_devices)
         return compiler.compile(program, tpu, num_chips)
 
     result = compile_step(recipe.batch_size)

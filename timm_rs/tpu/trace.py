@@ -38,30 +38,30 @@ class BlankSamples(Samples):
         return Image.new('RGB', (32, 32)), 0
 
 
-def trace(recipe: Recipe, num_devices: int) -> bytes:
-    """`trace_step` on torch_xla's CPU devices, in a process of its own: the compiler needs the memory that it takes.
+def create_program(recipe: Recipe, num_devices: int) -> bytes:
+    """`create_program_on` torch_xla's CPU devices, in a process of its own: the compiler needs the memory it takes.
 
-    Raises UserError as `trace_step` does, without torch_xla, and when memory does not suffice.
+    Raises UserError as `create_program_on` does, without torch_xla, and when memory does not suffice.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         try:
-            return pool.submit(_trace, recipe, num_devices).result()
+            return pool.submit(_create_program, recipe, num_devices).result()
         except BrokenProcessPool:
             raise UserError('the process that traces the step was killed; it takes some 30 bytes of memory per '
                             'parameter and device: free some, or take fewer --chips') from None
 
 
-def _trace(recipe: Recipe, num_devices: int) -> bytes:
+def _create_program(recipe: Recipe, num_devices: int) -> bytes:
     os.environ |= dict(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(num_devices))
     warnings.simplefilter('ignore')
     device = XlaDevice()
     try:
-        return trace_step(recipe, device)
+        return create_program_on(device, recipe)
     finally:
         device.close()
 
 
-def trace_step(recipe: Recipe, device: XlaDevice) -> bytes:
+def create_program_on(device: XlaDevice, recipe: Recipe) -> bytes:
     """The program of one training step of `recipe`, as a serialized HloModuleProto. Nothing is trained.
 
     It is the step of the engine with all that belongs to it, from uint8 images on: one batch per update, on the

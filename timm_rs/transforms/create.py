@@ -52,69 +52,6 @@ def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: b
 
     Raises UserError for settings that timm cannot read, or that the release does not have.
     """
-    check_official(recipe, data_config)
-    with _blaming_settings():
-        return _create_transform(recipe, data_config, is_training)
-
-
-def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
-    steps = timm_transform(recipe, data_config, is_training).transforms[:-1]  # the last only makes a tensor
-    size, scaled = data_config['input_size'][-2:], recipe.decode == 'scaled'
-    crop: CropStep
-    if recipe.preprocessing == 'tf' and is_training and not recipe.no_aug:
-        (low, high), (narrow, wide) = recipe.scale, recipe.ratio
-        crop = OfficialTrainCrop(
-            TrainCrop(size[0], (low, high), (narrow, wide), recipe.hflip, data_config['crop_pct']), scaled)
-        steps = [step for step in steps[1:] if not isinstance(step, RandomHorizontalFlip)]
-    elif recipe.preprocessing == 'tf':
-        crop, steps = OfficialEvalCrop(EvalCrop(size[0], data_config['crop_pct'])), []
-    elif isinstance(steps[0], RandomResizedCropAndInterpolation):
-        crop, steps = RandomResizedCrop(size, recipe.scale, recipe.ratio, steps[0].interpolation, scaled), steps[1:]
-    elif isinstance(steps[0], Resize) and isinstance(steps[0].size, int) and isinstance(steps[1], CenterCrop):
-        crop, steps = ResizedCenterCrop(steps[0].size, size, steps[0].interpolation), steps[2:]
-    else:
-        crop = WholeImage()
-    return Transform(image_mode(recipe), crop, _on_arrays(steps, recipe))
-
-
-def timm_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Any:
-    """What timm's train.py does with the recipe. Raises UserError for settings that timm cannot read."""
-    with _blaming_settings():
-        return timm.data.create_transform(
-            data_config['input_size'], is_training=is_training, use_prefetcher=True, mean=data_config['mean'],
-            std=data_config['std'], crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'],
-            **augmentation(recipe, data_config) if is_training else dict(interpolation=data_config['interpolation']))
-
-
-@contextlib.contextmanager
-def _blaming_settings() -> Iterator[None]:
-    try:
-        yield
-    except (AssertionError, LookupError, ValueError, TypeError) as error:
-        raise UserError('the augmentation settings (aa, scale, ratio, train_interpolation, …) cannot be used: '
-                        f'{type(error).__name__} {error}') from error
-
-
-def augmentation(recipe: Recipe, data_config: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's augmentation as arguments of timm's `create_transform`."""
-    interpolation = recipe.train_interpolation
-    if recipe.no_aug or not interpolation:
-        interpolation = data_config['interpolation']
-    return dict(
-        no_aug=recipe.no_aug, interpolation=interpolation, train_crop_mode=recipe.train_crop_mode,
-        scale=tuple(recipe.scale), ratio=tuple(recipe.ratio), hflip=recipe.hflip, vflip=recipe.vflip,
-        color_jitter=recipe.color_jitter, color_jitter_prob=recipe.color_jitter_prob,
-        grayscale_prob=recipe.grayscale_prob or 0., gaussian_blur_prob=recipe.gaussian_blur_prob or 0.,
-        auto_augment=recipe.aa)
-
-
-def image_mode(recipe: Recipe) -> str:
-    """The PIL mode that images are converted to."""
-    return recipe.input_img_mode or ('RGB' if recipe.channels in (None, 3) else 'L')
-
-
-def check_official(recipe: Recipe, data_config: dict[str, Any]) -> None:
-    """Raise UserError for settings that contradict `randaugment: tf` or `preprocessing: tf`."""
     channels, height, width = data_config['input_size']
     ours = [f'{name}: tf' for name in ('randaugment', 'preprocessing') if getattr(recipe, name) == 'tf']
     if ours and (channels != 3 or recipe.input_img_mode not in (None, 'RGB')):
@@ -132,6 +69,61 @@ def check_official(recipe: Recipe, data_config: dict[str, Any]) -> None:
                 raise UserError(f'preprocessing: tf needs {name}: {allowed[-1]}, got {value}')
         if height != width:
             raise UserError(f'preprocessing: tf makes square images, got input_size {data_config["input_size"]}')
+    with _blaming_settings():
+        return _create_transform(recipe, data_config, is_training)
+
+
+def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
+    steps = create_timm_transform(recipe, data_config, is_training).transforms[:-1]  # the last only makes a tensor
+    size, scaled = data_config['input_size'][-2:], recipe.decode == 'scaled'
+    crop: CropStep
+    if recipe.preprocessing == 'tf' and is_training and not recipe.no_aug:
+        (low, high), (narrow, wide) = recipe.scale, recipe.ratio
+        crop = OfficialTrainCrop(
+            TrainCrop(size[0], (low, high), (narrow, wide), recipe.hflip, data_config['crop_pct']), scaled)
+        steps = [step for step in steps[1:] if not isinstance(step, RandomHorizontalFlip)]
+    elif recipe.preprocessing == 'tf':
+        crop, steps = OfficialEvalCrop(EvalCrop(size[0], data_config['crop_pct'])), []
+    elif isinstance(steps[0], RandomResizedCropAndInterpolation):
+        crop, steps = RandomResizedCrop(size, recipe.scale, recipe.ratio, steps[0].interpolation, scaled), steps[1:]
+    elif isinstance(steps[0], Resize) and isinstance(steps[0].size, int) and isinstance(steps[1], CenterCrop):
+        crop, steps = ResizedCenterCrop(steps[0].size, size, steps[0].interpolation), steps[2:]
+    else:
+        crop = WholeImage()
+    return Transform(recipe.image_mode, crop, _on_arrays(
+        steps, official_randaugment(recipe.aa) if recipe.randaugment == 'tf' else None))
+
+
+def create_timm_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Any:
+    """What timm's train.py does with the recipe. Raises UserError for settings that timm cannot read."""
+    with _blaming_settings():
+        return timm.data.create_transform(
+            data_config['input_size'], is_training=is_training, use_prefetcher=True, mean=data_config['mean'],
+            std=data_config['std'], crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'],
+            **(build_augmentation(recipe, data_config) if is_training else
+               dict(interpolation=data_config['interpolation'])))
+
+
+@contextlib.contextmanager
+def _blaming_settings() -> Iterator[None]:
+    try:
+        yield
+    except (AssertionError, LookupError, ValueError, TypeError) as error:
+        raise UserError('the augmentation settings (aa, scale, ratio, train_interpolation, …) cannot be used: '
+                        f'{type(error).__name__} {error}') from error
+
+
+def build_augmentation(recipe: Recipe, data_config: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's augmentation as arguments of timm's `create_transform`."""
+    interpolation = recipe.train_interpolation
+    if recipe.no_aug or not interpolation:
+        interpolation = data_config['interpolation']
+    return dict(
+        no_aug=recipe.no_aug, interpolation=interpolation, train_crop_mode=recipe.train_crop_mode,
+        scale=tuple(recipe.scale), ratio=tuple(recipe.ratio), hflip=recipe.hflip, vflip=recipe.vflip,
+        color_jitter=recipe.color_jitter, color_jitter_prob=recipe.color_jitter_prob,
+        grayscale_prob=recipe.grayscale_prob or 0., gaussian_blur_prob=recipe.gaussian_blur_prob or 0.,
+        auto_augment=recipe.aa)
 
 
 def official_randaugment(aa: str | None) -> RandAugment:
@@ -146,19 +138,17 @@ def official_randaugment(aa: str | None) -> RandAugment:
     return RandAugment(int(found[1]), int(found[2]))
 
 
-def _on_arrays(steps: Sequence[Any], recipe: Recipe) -> list[PixelStep]:
+def _on_arrays(steps: Sequence[Any], randaugment: RandAugment | None) -> list[PixelStep]:
     """timm's `steps` on arrays: ours in place of those we have, all others on PIL images, neighbours in one go."""
     done: list[PixelStep] = []
-    ours: Iterator[Any] = (_on_array(step, recipe) or step for step in steps)
+    ours: Iterator[Any] = (_on_array(step, randaugment) or step for step in steps)
     for on_array, group in itertools.groupby(ours, lambda step: isinstance(step, (Flip, RandAugment))):
         neighbours = list(group)
         done += neighbours if on_array else [OnPil(neighbours)]
     return done
 
 
-def _on_array(step: Any, recipe: Recipe) -> PixelStep | None:
+def _on_array(step: Any, randaugment: RandAugment | None) -> PixelStep | None:
     if isinstance(step, (RandomHorizontalFlip, RandomVerticalFlip)):
         return Flip(step.p, horizontal=isinstance(step, RandomHorizontalFlip))
-    if isinstance(step, timm.data.RandAugment) and recipe.randaugment == 'tf':
-        return official_randaugment(recipe.aa)
-    return None
+    return randaugment if isinstance(step, timm.data.RandAugment) else None

@@ -1,0 +1,61 @@
+"""Classification as a task: its losses, labels and metrics."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from timm_rs.device.torch_device import Device
+from timm_rs.errors import UserError
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks.classification import Classification, LabelCheck, TopK
+
+
+def test_a_label_out_of_range_is_one_line():
+    assert [LabelCheck(3)(label) for label in (0, 2)] == [0, 2]
+    for label in (3, -1):
+        with pytest.raises(UserError, match=rf'label {label}, but the model has 3 classes \(0 to 2\)'):
+            LabelCheck(3)(label)
+
+
+@pytest.mark.parametrize('recipe', [
+    Recipe(smoothing=0.0), Recipe(smoothing=0.1), Recipe(mixup=0.2, smoothing=0.1), Recipe(bce_loss=True, smoothing=0.1),
+    Recipe(bce_loss=True, bce_sum=True, bce_pos_weight=2.0, smoothing=0.0), Recipe(bce_target_thresh=0.2),
+    Recipe(bce_loss=True, mixup=0.2, bce_target_thresh=0.2)], ids=range(7))
+def test_losses_are_those_of_the_recipe_in_float32(recipe):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    one_hot = F.one_hot(labels, 3).float()
+    smooth = one_hot * (1 - recipe.smoothing) + recipe.smoothing / 3
+    if recipe.mixes_images:
+        targets = wanted = 0.7 * one_hot + 0.3 * one_hot.flip(0)  # smoothed already
+    else:
+        targets, wanted = labels, smooth
+    if recipe.bce_loss:
+        if recipe.bce_target_thresh is not None:
+            wanted = (wanted > recipe.bce_target_thresh).float()
+        weight = None if recipe.bce_pos_weight is None else torch.tensor(recipe.bce_pos_weight)
+        losses = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction='none')
+        expected = losses.sum(1).mean() if recipe.bce_sum else losses.mean()
+    else:
+        expected = -(wanted * logits.log_softmax(1)).sum(1).mean()
+    task = Classification(recipe)
+    torch.testing.assert_close(task.loss(logits, targets), expected)
+    half = task.loss(logits.bfloat16(), targets)
+    assert half.dtype is torch.float32
+    torch.testing.assert_close(half, expected, rtol=0.05, atol=0.02)
+
+
+def test_metrics_count_every_label_once_and_blanks_never():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 12), torch.randint(12, (50,))
+    labels[::7] = Classification.blank
+    evaluator = TopK(Device('cpu'))
+    for part, targets in zip(logits.split(8), labels.split(8), strict=True):
+        evaluator.update(part, targets)
+    kept = labels >= 0
+    ranks = (logits > logits.gather(1, labels.clamp(min=0)[:, None])).sum(1)[kept]
+    assert evaluator.compute() == pytest.approx(dict(
+        loss=F.cross_entropy(logits[kept], labels[kept]).item(), top1=100 * (ranks < 1).float().mean().item(),
+        top5=100 * (ranks < 5).float().mean().item(), num_samples=int(kept.sum())))
+    with pytest.raises(UserError, match='no samples'):
+        TopK(Device('cpu')).compute()
