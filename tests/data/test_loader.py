@@ -159,7 +159,7 @@ def test_one_channel_goes_all_the_way(image_folder):
     data = dict(DATA, input_size=(1, 24, 24), mean=(0.5,), std=(0.25,))
     samples = create_datasets(settings)[0]
     for make in (create_train_loader, create_eval_loader):
-        images, _ = next(iter(make(samples, settings, data, 3, device())))
+        images, _ = next(iter(make(samples, settings, data, Classification(settings), 3, device())))
         assert images.shape == (4, 1, 24, 24)
 
 

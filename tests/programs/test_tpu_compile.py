@@ -69,7 +69,7 @@ def test_terminated_it_ends_the_compiler_too(tmp_path):
 
 @pytest.mark.xla
 def test_largest_batch_is_found_by_compiling(tool, compile_with, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, 'trace', lambda recipe, num_devices: str(recipe.batch_size).encode())
+    monkeypatch.setattr(report, 'create_program', lambda recipe, num_devices: str(recipe.batch_size).encode())
     monkeypatch.setattr(tool.Compiler, 'compile', lambda self, program, tpu, chips: COMPILED | dict(hlo=HLO) if int(
         program) <= 20 else dict(needed_bytes=3.0, hbm_bytes=2.0, compile_s=1.0, versions=''))
     out, row = compile_with(fake_python(tmp_path, COMPILED), '--tpu', 'v5e', '--largest-batch', '--batch-size', '32')
@@ -85,7 +85,7 @@ def test_what_cannot_be_trained_on_xla_is_said_by_the_process_that_traces(tool, 
 
 def test_wrong_requests_are_refused_in_a_line(tool, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv(PYTHON_VARIABLE, str(fake_python(tmp_path, COMPILED)))
-    monkeypatch.setattr(report, 'trace', lambda *arguments: pytest.fail('went on'))
+    monkeypatch.setattr(report, 'create_program', lambda *arguments: pytest.fail('went on'))
     for options, message in (
             (['--recipe', RECIPE], '--tpu is missing: it takes v3, v4'),
             (['--recipe', RECIPE, '--tpu', 'v5'], 'unknown TPU v5'),

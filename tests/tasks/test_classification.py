@@ -18,7 +18,7 @@ def test_a_label_out_of_range_is_one_line():
 
 
 @pytest.mark.parametrize('recipe', [
-    Recipe(smoothing=0.0), Recipe(smoothing=0.1), Recipe(mixup=0.2, smoothing=0.1), Recipe(bce_loss=True, smoothing=0.1),
+    Recipe(smoothing=0.0), Recipe(smoothing=0.1), Recipe(mixup=0.2, smoothing=0.1), Recipe(bce_loss=True),
     Recipe(bce_loss=True, bce_sum=True, bce_pos_weight=2.0, smoothing=0.0), Recipe(bce_target_thresh=0.2),
     Recipe(bce_loss=True, mixup=0.2, bce_target_thresh=0.2)], ids=range(7))
 def test_losses_are_those_of_the_recipe_in_float32(recipe):

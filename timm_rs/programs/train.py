@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     add_task_arguments(parser, argv)
     arguments = parser.parse_args(argv)
     recipe, sources = resolve(arguments)
-    task = create_task(recipe)
+    task = create_task(recipe, sources)
     if task.knobs:
         recipe = dataclasses.replace(recipe, task_knobs={task.name: dataclasses.asdict(task.knobs)})
     if arguments.show:

@@ -5,14 +5,23 @@ import importlib
 
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import add_knob
-from timm_rs.recipe.knobs import Recipe, fields_of
+from timm_rs.recipe.knobs import Recipe, RecipeError, fields_of, nearest
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks.task import Task
 
 
-def create_task(recipe: Recipe) -> Task:
-    """The task of a recipe. Raises UserError as `find_task` does, and for what the task does not have."""
-    return find_task(recipe.task)(recipe)
+def create_task(recipe: Recipe, sources: dict[str, str] | None = None) -> Task:
+    """The task of a recipe, of which `sources` says where its values are from.
+
+    Raises UserError as `find_task` does, and for what the task does not have.
+    """
+    kind = find_task(recipe.task)
+    names, wanted = [metric.name for metric in kind.metrics], recipe.eval_metric
+    if wanted not in (*names, Recipe.eval_metric):
+        where = f'{sources["eval_metric"]}: ' if sources else ''
+        raise RecipeError(f'{where}eval_metric must be one of {", ".join(map(repr, names))}, got {wanted!r}.'
+                          f'{nearest(wanted, names)}')
+    return kind(recipe)
 
 
 def find_task(name: str) -> type[Task]:

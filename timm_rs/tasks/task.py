@@ -77,13 +77,8 @@ class Task:
                 name: check_value(name, value, where, self.Knobs) for name, value in given.items()})
         if other := next((name for name in recipe.task_knobs if name != self.name or not self.Knobs), None):
             raise RecipeError(f'{BLOCK}: {other} has knobs of another task: this one is {self.name}')
-        names = [metric.name for metric in self.metrics]
-        wanted = recipe.eval_metric
-        if wanted not in names and wanted != Recipe.eval_metric:
-            raise RecipeError(f'eval_metric must be one of {", ".join(map(repr, names))}, got {wanted!r}.'
-                              f'{nearest(wanted, names)}')
         # timm's default, top1, stands for the first metric of a task that has none of this name.
-        self.best_by = self.metrics[names.index(wanted) if wanted in names else 0]
+        self.best_by = next((metric for metric in self.metrics if metric.name == recipe.eval_metric), self.metrics[0])
 
     # ---- data, on the host --------------------------------------------------------------------------------------
 
