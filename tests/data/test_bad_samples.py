@@ -10,12 +10,14 @@ from timm.data import create_dataset
 from timm_rs.data.bad_samples import (
     BadSamples,
     default_limit,
-    directories_named_like_images,
     problem_of,
+    unlisted,
     unreadable_rest,
 )
+from timm_rs.data.datasets import open_split
 from timm_rs.data.samples import as_samples
 from timm_rs.errors import UserError
+from timm_rs.recipe.knobs import Recipe
 
 
 def png_bomb(side=20_000):
@@ -113,7 +115,8 @@ def test_only_directories_that_pass_for_images_and_hold_none_are_named(images):
     for name in ('cat/a.jpg', 'dog/b.PNG/notes', 'dog/plain', 'dog/class.jpg/deeper'):
         (images / name).mkdir(parents=True)
     shutil.copy(images / 'cat/0.jpg', images / 'dog/class.jpg/deeper')
-    assert directories_named_like_images(images) == [f'{images}/cat/a.jpg', f'{images}/dog/b.PNG']
+    samples = open_split(Recipe(data_dir=str(images), val_split=''), 'train', is_training=True)
+    assert unlisted(samples) == [(f'{images}/{name}', 'a directory, not a file') for name in ('cat/a.jpg', 'dog/b.PNG')]
 
 
 def test_a_name_is_new_once_also_in_a_resumed_run(tmp_path):

@@ -22,8 +22,8 @@ class Regression(Task):
     class Knobs:
         step: float = knob(1.0, 'from the number of a class to that of the next, in metres', low=0)
 
-    def create_datasets(self, recipe, need_training=True):
-        return *super().create_datasets(replace(recipe, num_classes=None), need_training)[:2], 1
+    def create_datasets(self, recipe, *options):
+        return *super().create_datasets(replace(recipe, num_classes=None), *options)[:2], 1
 
     def encoder(self, num_outputs):
         return partial(mul, self.knobs.step)

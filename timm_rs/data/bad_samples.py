@@ -4,14 +4,14 @@ import contextlib
 import csv
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 from PIL import Image
-from timm.data.readers.img_extensions import get_img_extensions
 
-from timm_rs.data.samples import Samples, Subset, TimmSamples
+from timm_rs.data.listing import DIRECTORY, LEFT_OUT
+from timm_rs.data.samples import Relabelled, Samples, Subset, TimmSamples
 from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
 from timm_rs.files import write_csv
@@ -50,34 +50,18 @@ def why_unreadable(error: Exception) -> str:
 
 
 def unlisted(samples: Samples) -> list[Problem]:
-    """What should have been images of a folder or tar but is not among `samples`, which timm does not tell."""
-    while isinstance(samples, Subset):
+    """What should have been images of a folder, tar or shards but is not among `samples`."""
+    while isinstance(samples, Subset | Relabelled):
         samples = samples.samples
     if isinstance(samples, ShardSamples) and samples.skipped:
         return [(str(samples.root), f'{samples.skipped} samples without an image or a usable label')]
-    if not isinstance(samples, TimmSamples) or not hasattr(samples.reader, 'samples'):
+    if not isinstance(samples, TimmSamples) or not hasattr(samples.reader, 'left_out'):
         return []
     root = samples.reader.root
     if os.path.isdir(root):
-        return [(path, 'a directory, not a file') for path in directories_named_like_images(root)]
+        return [(name, reason) for name, reason in samples.left_out if reason == DIRECTORY]
     rest = unreadable_rest(root)
     return [(str(root), rest)] if rest else []
-
-
-def directories_named_like_images(root: str | os.PathLike[str]) -> list[str]:
-    """Directories below `root` named like an image, cat/1.jpg/, with no image in them: timm's reader is silent there.
-
-    Those that do hold images are classes of their own, which the number of classes shows.
-    """
-    extensions = get_img_extensions(as_set=True)
-    found, with_images = [], set()
-    for folder, inside, files in os.walk(root, topdown=False, followlinks=True):  # as timm's reader walks
-        if (any(os.path.splitext(file)[1].lower() in extensions for file in files)
-                or any(os.path.join(folder, name) in with_images for name in inside)):
-            with_images.add(folder)
-        elif folder != os.fspath(root) and os.path.splitext(folder)[1].lower() in extensions:
-            found.append(folder)
-    return sorted(found)
 
 
 def unreadable_rest(archive: str | os.PathLike[str]) -> str | None:
@@ -107,10 +91,11 @@ class BadSamples:
     """The bad images of a run, each once, also in the file `path` (CSV: name, reason) as soon as they are known.
 
     The file exists once there is something to say. A `resumed` run goes on with the previous list; any other removes
-    it. Raises UserError when the file cannot be read or written.
+    it. What was `left_out` of the data stands there too, and does not count. Raises UserError when the file cannot be
+    read or written.
     """
 
-    def __init__(self, path: Path, limit: int, resumed: bool):
+    def __init__(self, path: Path, limit: int, resumed: bool, left_out: Iterable[Problem] = ()):
         self.path, self.limit = path, limit
         self.reasons: dict[str, str] = {}  # by name
         with self._user_error():
@@ -118,6 +103,8 @@ class BadSamples:
                 path.unlink(missing_ok=True)
             elif path.exists():
                 self._read()
+            if rows := [(name, reason) for name, reason in left_out if reason != DIRECTORY]:  # which counts
+                self._write([*rows, *self.reasons.items()])
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -146,9 +133,13 @@ class BadSamples:
     def _read(self) -> None:
         with open(self.path, newline='', encoding='utf-8', errors='surrogateescape') as file:
             rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
-        self.reasons = {name: reason for name, reason in rows if (name, reason) != COLUMNS}
+        self.reasons = {name: reason for name, reason in rows
+                        if (name, reason) != COLUMNS and (reason not in LEFT_OUT or reason == DIRECTORY)}
         # A kill may have left half a row at the end, which the next would be glued to.
-        write_csv(self.path, [dict(name=name, reason=reason) for name, reason in self.reasons.items()], COLUMNS)
+        self._write(self.reasons.items())
+
+    def _write(self, rows: Iterable[Problem]) -> None:
+        write_csv(self.path, [dict(name=name, reason=reason) for name, reason in rows], COLUMNS)
 
     @contextlib.contextmanager
     def _user_error(self) -> Iterator[None]:

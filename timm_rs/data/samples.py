@@ -24,6 +24,7 @@ class Samples:
     """
 
     classes: dict[Any, int]
+    left_out: Sequence[tuple[str, str]] = ()  # what lies in the data and is not among them: name, and why
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -58,6 +59,7 @@ class TimmSamples(Samples):
         self.dataset, self.reader = dataset, dataset.reader
         self.classes = dict(getattr(self.reader, 'class_to_idx', None)
                             or getattr(self.reader, 'class_name_to_idx', None) or {})
+        self.left_out = getattr(self.reader, 'left_out', ())
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -119,7 +121,7 @@ class Subset(Samples):
 
     def __init__(self, samples: Samples, indices: Sequence[int]):
         self.samples, self.indices = samples, np.asarray(indices, np.int64)
-        self.classes = samples.classes
+        self.classes, self.left_out = samples.classes, samples.left_out
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -140,6 +142,32 @@ class Subset(Samples):
         place[self.indices] = np.arange(len(self))
         order = place[self.samples.epoch_order(rng)]
         return order[order >= 0]
+
+
+class Relabelled(Samples):
+    """The samples of another dataset, with class indices as `classes` has them by name."""
+
+    def __init__(self, samples: Samples, classes: dict[Any, int]):
+        """Every class of `samples` must be in `classes`."""
+        self.samples, self.classes, self.left_out = samples, classes, samples.left_out
+        known = {str(name): index for name, index in classes.items()}
+        self.new = {index: known[str(name)] for name, index in samples.classes.items()}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> tuple[bytes | Image.Image, Any]:
+        source, label = self.samples.read(index)
+        return source, self.new[int(label)]
+
+    def name(self, index: int) -> str:
+        return self.samples.name(index)
+
+    def targets(self) -> list[int]:
+        return [self.new[target] for target in self.samples.targets()]
+
+    def epoch_order(self, rng: np.random.Generator) -> Order:
+        return self.samples.epoch_order(rng)
 
 
 def as_samples(dataset: Any) -> Samples:

@@ -1,5 +1,6 @@
 """Classes of images in files, folders and at URLs, by any model, with names."""
 
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timm.data.readers.img_extensions import get_img_extensions
 
 from timm_rs.data.bad_samples import Problem
+from timm_rs.data.listing import list_folder, summary
 from timm_rs.data.loader import Loader, create_eval_loader
 from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
@@ -94,16 +95,16 @@ def find_images(places: Iterable[str]) -> list[str]:
     for a folder without images.
     """
     found: list[str] = []
-    extensions = get_img_extensions(as_set=True)
     for place in places:
         if is_url(place) or not Path(place).is_dir():
             found.append(place)
             continue
-        inside = sorted(str(path) for path in Path(place).rglob('*')
-                        if path.suffix.lower() in extensions and path.is_file())
-        if not inside:
+        listing = list_folder(place)
+        if not listing.names:
             raise UserError(f'there are no images in the folder {place}')
-        found += inside
+        found += sorted(str(Path(place, name)) for name in listing.names)
+        if listing.left_out:
+            print(f'left out of {place}: {summary(listing.left_out)}', file=sys.stderr)
     return list(dict.fromkeys(found))
 
 

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, create_datasets
+from timm_rs.data.listing import summary
 from timm_rs.data.samples import Samples, as_samples
 from timm_rs.data.shards.packing import pack, verify
 from timm_rs.data.workers import num_cores
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--dataset', default='', metavar='NAME', help='timm dataset name, as of train.py')
     parser.add_argument('--split', metavar='NAME', help='only this split (default: train and validation)')
     parser.add_argument('--class-map', default='', metavar='FILE', help='maps class names to indices')
+    parser.add_argument('--class-folder', default='top', choices=('top', 'leaf'),
+                        help='the folder that names the class: directly below the split, or the last (top)')
     parser.add_argument('--short-side', type=int, default=288, metavar='PX',
                         help='shrink images to this (288); smaller ones stay, and 0 keeps all bytes')
     parser.add_argument('--quality', type=int, default=90, metavar='Q', help='of the JPEGs (90), with 4:2:0 chroma')
@@ -56,6 +59,8 @@ def run(args: Namespace) -> None:
             bad = f'; bad images left out: {packed.num_bad}, see {Path(destination, "bad_samples.csv")}'
             print(f'{split}: {packed.num_samples} images in {packed.num_shards} shards, '
                   f'{packed.num_bytes / 1e6:.1f} MB{bad if packed.num_bad else ""}')
+            if samples.left_out:
+                print(f'{split}: left out: {summary(samples.left_out)}')
     if args.verify:
         num_shards, num_bytes = verify(destination)
         print(f'{destination}: {num_shards} shards, {num_bytes / 1e6:.1f} MB, all as they were written')
@@ -66,11 +71,11 @@ def open_source(args: Namespace) -> dict[str, Samples]:
     train, validation = (None, None) if args.split else present_splits(args)
     if not (train and validation):
         only = args.split or train or validation or 'train'  # a folder without splits is one
-        recipe = Recipe(data_dir=args.source, dataset=args.dataset, class_map=args.class_map, train_split=only,
-                        val_split='')
+        recipe = Recipe(data_dir=args.source, dataset=args.dataset, class_map=args.class_map,
+                        class_folder=args.class_folder, train_split=only, val_split='')
         return {only: as_samples(create_datasets(recipe)[0])}
-    recipe = Recipe(data_dir=args.source, dataset=args.dataset, class_map=args.class_map, train_split=train,
-                    val_split=validation)
+    recipe = Recipe(data_dir=args.source, dataset=args.dataset, class_map=args.class_map,
+                    class_folder=args.class_folder, train_split=train, val_split=validation)
     datasets = create_datasets(recipe)
     return {train: as_samples(datasets[0]), validation: as_samples(datasets[1])}
 

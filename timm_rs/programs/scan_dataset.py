@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from timm_rs.data.bad_samples import BadSamples
+from timm_rs.data.listing import summary
 from timm_rs.data.loader import num_workers
 from timm_rs.data.scanning import find_bad_images, open_splits
 from timm_rs.errors import UserError, exit_on_user_error
@@ -36,16 +37,17 @@ def main(argv: list[str] | None = None) -> None:
         if args.output and not Path(args.output).parent.is_dir():
             raise UserError(f'--output {args.output}: there is no folder {Path(args.output).parent}')
         recipe = Recipe(data_dir=args.data_dir, dataset=args.dataset, workers=args.workers)
-        bad = BadSamples(Path(args.output), sys.maxsize, resumed=False) if args.output else None
-        if not run_scan(recipe, args.split, bad):
+        if not run_scan(recipe, args.split, args.output):
             raise SystemExit(1)
 
 
-def run_scan(recipe: Recipe, split: str | None, bad: BadSamples | None) -> bool:
+def run_scan(recipe: Recipe, split: str | None, output: str | None) -> bool:
     """Print and collect the bad images of a split (None: of all there are), and say whether there are none."""
     splits, missing = open_splits(recipe, split)
     for error in missing:
         print(f'not scanned: {error}', file=sys.stderr)
+    left_out = [row for samples in splits.values() for row in samples.left_out]
+    bad = BadSamples(Path(output), sys.maxsize, resumed=False, left_out=left_out) if output else None
     num_bad = 0
     for name, reason in find_bad_images(splits, recipe.data_dir, num_workers(recipe.workers)):
         num_bad += 1
@@ -54,4 +56,7 @@ def run_scan(recipe: Recipe, split: str | None, bad: BadSamples | None) -> bool:
         if bad is not None:
             bad.add(name, reason)
     print(f'{sum(map(len, splits.values()))} images, {num_bad} bad')
+    for name, samples in splits.items():
+        if samples.left_out:
+            print(f'left out of {name}: {summary(samples.left_out)}')
     return num_bad == 0

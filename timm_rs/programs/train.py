@@ -21,6 +21,8 @@ from timm.utils import random_seed
 
 import timm_rs
 from timm_rs.data.digits import write_digits
+from timm_rs.data.identity import known_classes
+from timm_rs.data.listing import summary
 from timm_rs.data.loader import create_eval_loader
 from timm_rs.device import create_device
 from timm_rs.device.torch_device import Device
@@ -79,13 +81,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_training(recipe: Recipe, task: Task, device: Device) -> None:
-    train_set, validation_set, recipe = build_data(recipe, task, device)
+    known, start = None, recipe.initial_checkpoint
+    if start:  # its head, which --pretrained-path would leave out
+        known = known_classes(read_checkpoint(start), start)
+    train_set, validation_set, recipe = build_data(
+        recipe, task, device, known=known, source=f'{start} (--pretrained-path takes its weights without its classes)')
     training = build_training(recipe, device, task, train_set)
     train_loader, eval_loader = training.train_loader, None
     if validation_set is not None:
         eval_loader = create_eval_loader(
             validation_set, recipe, training.data_config, task, training.model.num_classes, device)
-    run = open_run(recipe, training, device, train_set, has_validation=eval_loader is not None)
+    run = open_run(recipe, training, device, train_set, validation_set)
     position = run.position
     with run:
         for epoch in run.epochs():
@@ -105,11 +111,12 @@ def run_training(recipe: Recipe, task: Task, device: Device) -> None:
 
 def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> None:
     """Print the metrics of a checkpoint on the validation split; write them beside it as JSON."""
-    _, validation_set, recipe = build_data(recipe, task, device, need_training=False)
-    if validation_set is None:
+    if not recipe.val_split:
         raise UserError('--eval needs a validation split; val_split is empty')
-    model, data_config = build_model(recipe, device, task)
     content = read_checkpoint(path)
+    _, validation_set, recipe = build_data(
+        recipe, task, device, need_training=False, known=known_classes(content, path), source=str(path))
+    model, data_config = build_model(recipe, device, task)
     weights = 'state_dict_ema' if content.get('state_dict_ema') else 'state_dict'
     load_weights(model, content[weights], describe(path, content))
     loader = create_eval_loader(validation_set, recipe, data_config, task, model.num_classes, device)
@@ -135,9 +142,16 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
             raise UserError(f'{output} cannot be written: {error.strerror}') from error
 
 
-def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool = True) -> tuple[Any, Any, Recipe]:
-    """Training and validation dataset, and the recipe with `data_dir` and `num_classes` filled in from the data."""
+def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool = True,
+               known: dict[str, int] | None = None, source: str = '') -> tuple[Any, Any, Recipe]:
+    """Training and validation dataset, and the recipe with `data_dir` and `num_classes` filled in from the data.
+
+    Classes `known` from `source` keep their indices. What of the data is left out is said.
+    """
     if recipe.builtin_data == 'digits' and not recipe.data_dir and not recipe.dataset:
         recipe = dataclasses.replace(recipe, data_dir=str(device.on_primary(write_digits)))
-    train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training)
+    train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training, known, source)
+    for split, dataset in (('training', train_set), ('validation', validation_set)):
+        if left_out := getattr(dataset, 'left_out', ()):
+            device.say(f'left out of the {split} data: {summary(left_out)}')
     return train_set, validation_set, dataclasses.replace(recipe, num_classes=recipe.num_classes or num_outputs)

@@ -206,6 +206,9 @@ class Recipe:
         section='Only in timm_rs', block=True)
     builtin_data: str = knob(
         '', 'dataset to write and use when no data_dir is given', choices=('', 'digits'), block=True)
+    class_folder: str = knob(
+        'top', 'the folder that names the class: top, directly below the split, or leaf, the last, as timm has it',
+        choices=('top', 'leaf'), block=True)
     ema_ramp: str = knob(
         'timm', 'curve of model_ema_warmup: timm\'s, or TensorFlow\'s min(decay, (1+t)/(10+t))',
         choices=('timm', 'tf'), block=True)

@@ -83,9 +83,10 @@ class Task:
     # ---- data, on the host --------------------------------------------------------------------------------------
 
     def create_datasets(
-            self, recipe: Recipe, need_training: bool = True) -> tuple[Any | None, Any | None, int | None]:
+            self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
+    ) -> tuple[Any | None, Any | None, int | None]:
         """Training and validation data, and how many outputs the model needs for them; see `data.datasets`."""
-        return create_datasets(recipe, need_training)
+        return create_datasets(recipe, need_training, known, source)
 
     def classes(self, dataset: Any) -> dict[Any, int]:
         """Names of the model's outputs, by the data: name -> index. Empty where outputs have no names."""

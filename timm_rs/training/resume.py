@@ -10,6 +10,7 @@ import torch
 from timm.scheduler import PlateauLRScheduler
 from torch import nn
 
+from timm_rs.data.identity import changes, check_same_classes, known_classes
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import FIELDS, Recipe
@@ -98,8 +99,11 @@ def _resume_from(
     source = describe(path, content)
     if 'optimizer' not in content or 'epoch' not in content:
         raise UserError(f'checkpoint {path} holds weights only; start from it with --initial-checkpoint')
+    now = training.origin['data']
+    check_same_classes(known_classes(content, path) or {}, now['classes'], source)
     if not (recipe.allow_recipe_change or recipe.no_resume_opt):
-        _check_recipe(training.origin['args'], content.get('args') or {}, source)
+        changed = changes(content['data'], now) if 'data' in content else []
+        _check_recipe(training.origin['args'], content.get('args') or {}, source, changed)
     load_weights(training.model, content['state_dict'], source)
     if training.ema is not None:
         load_weights(training.ema.module, content.get('state_dict_ema') or content['state_dict'], source)
@@ -181,10 +185,10 @@ def _choose(wanted: str, checkpoints: Checkpoints, device: Device) -> tuple[Path
     return path, read_checkpoint(path) if path else {}
 
 
-def _check_recipe(now: dict[str, Any], before: dict[str, Any], source: str) -> None:
+def _check_recipe(now: dict[str, Any], before: dict[str, Any], source: str, changed: list[str]) -> None:
     free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
-    changed = [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
-               if name in before and name not in free and before[name] != now[name]]
+    changed = changed + [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
+                         if name in before and name not in free and before[name] != now[name]]
     if changed:
         raise UserError(f'the recipe is not that of {source}: {", ".join(changed)}; give the same values, or insist '
                         'with --allow-recipe-change')

@@ -8,6 +8,7 @@ from typing import Any
 
 from timm_rs.data.bad_samples import BadSamples, default_limit
 from timm_rs.data.class_names import write_class_names
+from timm_rs.data.identity import identity_of
 from timm_rs.data.loader import Batches
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
@@ -24,7 +25,7 @@ from timm_rs.training.runlog import Progress, Summary, open_folder
 from timm_rs.training.state import Position, Training
 
 
-def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any, has_validation: bool) -> 'Run':
+def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any, validation_set: Any) -> 'Run':
     """The folder of the run, made or found again, and `training` at the `position` where it goes on.
 
     Raises UserError when the folder cannot be written, holds another run, or a checkpoint cannot be resumed.
@@ -32,8 +33,10 @@ def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any,
     folder = device.on_primary(lambda: open_folder(recipe, training.data_config['input_size'][-1]))
     best_by = training.task.best_by
     metric, lower_is_better = (
-        (f'eval_{best_by.name}', not best_by.higher_is_better) if has_validation else ('train_loss', True))
+        (f'eval_{best_by.name}', not best_by.higher_is_better) if validation_set is not None else ('train_loss', True))
     checkpoints = Checkpoints(folder, recipe.checkpoint_hist, lower_is_better)
+    classes = training.task.classes(train_set)
+    training.origin['data'] = identity_of(train_set, classes)
     position, rows = resume(recipe, training, checkpoints, device, len(train_set))
     if position.images and not training.train_loader.is_exact:
         position.start_epoch(position.epoch)
@@ -42,11 +45,12 @@ def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any,
     summary = Summary(folder / 'summary.csv', rows, position.epoch)
     bad_samples = BadSamples(
         folder / 'bad_samples.csv', default_limit(len(train_set)) if recipe.max_bad_samples is None else
-        recipe.max_bad_samples, resumed=position.update > 0)
+        recipe.max_bad_samples, position.update > 0,
+        [*getattr(train_set, 'left_out', ()), *getattr(validation_set, 'left_out', ())])
     if device.is_primary:
         with atomic_write(folder / 'args.yaml') as file:
             file.write(to_yaml(recipe))
-        write_class_names(folder, training.task.classes(train_set))
+        write_class_names(folder, classes)
         summary.write()
     device.say(
         f'{recipe.model}: {count_parameters(training.model):.2f} M parameters, '

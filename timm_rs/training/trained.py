@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from timm_rs.data.class_names import read_class_names
+from timm_rs.data.class_names import FILE, in_order, read_class_names
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.files import read_csv
@@ -82,7 +82,7 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
     if not images:
         files.pop('eval.json', None)  # it measured other weights
     return Trained(model.eval(), recipe, task, data_config, weights, None if epoch is None else epoch + 1,
-                   metrics, images, files, read_class_names(path.parent, model.num_classes))
+                   metrics, images, files, _class_names(path, content, model.num_classes))
 
 
 def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
@@ -97,6 +97,18 @@ def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
     if unknown:
         raise UserError(f'{source} has a recipe of another version of timm_rs: it has {", ".join(sorted(unknown))}')
     return Recipe(**values)
+
+
+def _class_names(path: Path, content: dict[str, Any], num_classes: int) -> list[str] | None:
+    """What the checkpoint says, which is what the file beside it must say; the file alone for older ones."""
+    beside = read_class_names(path.parent, num_classes)
+    classes = (content.get('data') or {}).get('classes')
+    names = in_order(classes) if classes else beside
+    if names and beside and names != beside:
+        index = next(index for index, name in enumerate(names) if name != beside[index])
+        raise UserError(f'{path.with_name(FILE)} is not of {path.name}: class {index} is {beside[index]} there and '
+                        f'{names[index]} in the checkpoint; move the file away')
+    return names
 
 
 def _measured(
