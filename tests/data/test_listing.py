@@ -12,7 +12,6 @@ from timm.data import create_dataset
 
 from timm_rs.data.datasets import create_datasets, open_split
 from timm_rs.data.listing import (
-    DIRECTORY,
     EMPTY,
     IMAGE_SUFFIXES,
     LOOP,
@@ -126,10 +125,11 @@ def test_all_else_is_counted_by_reason(tmp_path):
     assert listing.names == ['cat/0.png', 'cat/1.png']
     assert dict(listing.left_out) == {
         'cat/notes.txt': NO_IMAGE, 'cat/more/b.json': NO_IMAGE, 'cat/more': EMPTY, 'dog/readme': NO_IMAGE, 'dog': EMPTY,
-        'empty': EMPTY, 'cat/around': LOOP, 'cat/4.png': DIRECTORY, 'cat/4.png/x.md': NO_IMAGE}
+        'empty': EMPTY, 'cat/around': LOOP, 'cat/4.png/x.md': NO_IMAGE}
     assert summary(listing.left_out) == (
         '4 not an image, by its suffix (.md, .json, .txt, no suffix); 1 a link to a folder around it; '
-        '3 a folder without images; 1 a directory, not a file')
+        '3 a folder without images')
+    assert listing.directories == ['cat/4.png']
 
 
 def test_links_that_do_not_go_in_a_circle_are_followed(tmp_path):

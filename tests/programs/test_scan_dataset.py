@@ -67,7 +67,7 @@ def test_members_of_tars_are_named_with_their_split(tool, images, capsys, tmp_pa
             archive.add(images / 'validation', arcname='.')
     status, lines, _ = scan(tool, capsys, tmp_path / 'tars', '--workers', 2)
     assert status == 1
-    assert lines == [*(f'{split}: ./dog/{name}: {reason}' for split in ('train', 'validation')
+    assert lines == [*(f'{split}: dog/{name}: {reason}' for split in ('train', 'validation')
                        for name, reason in BAD.items()), '16 images, 4 bad']
 
 

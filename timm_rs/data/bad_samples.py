@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from timm_rs.data.listing import DIRECTORY, LEFT_OUT
+from timm_rs.data.listing import LEFT_OUT
 from timm_rs.data.samples import Relabelled, Samples, Subset, TimmSamples
 from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
@@ -55,11 +55,11 @@ def unlisted(samples: Samples) -> list[Problem]:
         samples = samples.samples
     if isinstance(samples, ShardSamples) and samples.skipped:
         return [(str(samples.root), f'{samples.skipped} samples without an image or a usable label')]
-    if not isinstance(samples, TimmSamples) or not hasattr(samples.reader, 'left_out'):
+    if not isinstance(samples, TimmSamples) or not hasattr(samples.reader, 'directories'):
         return []
     root = samples.reader.root
     if os.path.isdir(root):
-        return [(name, reason) for name, reason in samples.left_out if reason == DIRECTORY]
+        return [(name, 'a directory, not a file') for name in samples.reader.directories]
     rest = unreadable_rest(root)
     return [(str(root), rest)] if rest else []
 
@@ -103,7 +103,7 @@ class BadSamples:
                 path.unlink(missing_ok=True)
             elif path.exists():
                 self._read()
-            if rows := [(name, reason) for name, reason in left_out if reason != DIRECTORY]:  # which counts
+            if rows := list(left_out):
                 self._write([*rows, *self.reasons.items()])
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class BadSamples:
         with open(self.path, newline='', encoding='utf-8', errors='surrogateescape') as file:
             rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
         self.reasons = {name: reason for name, reason in rows
-                        if (name, reason) != COLUMNS and (reason not in LEFT_OUT or reason == DIRECTORY)}
+                        if (name, reason) != COLUMNS and reason not in LEFT_OUT}
         # A kill may have left half a row at the end, which the next would be glued to.
         self._write(self.reasons.items())
 

@@ -17,14 +17,15 @@ from timm_rs.errors import UserError
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 SYSTEM_NAMES = ('lost+found', 'System Volume Information', 'Thumbs.db', 'desktop.ini')
 
+_DIGITS = re.compile(r'(\d+)')
+
 # Why something is left out, in the order that people are told.
 OF_SYSTEM = 'hidden, or of a system or tool'
 NO_IMAGE = 'not an image, by its suffix'
 LOOP = 'a link to a folder around it'
 NO_FILE = 'a link, device or sparse file in the archive'
 EMPTY = 'a folder without images'
-DIRECTORY = 'a directory, not a file'  # called like an image
-LEFT_OUT = (OF_SYSTEM, NO_IMAGE, LOOP, NO_FILE, EMPTY, DIRECTORY)
+LEFT_OUT = (OF_SYSTEM, NO_IMAGE, LOOP, NO_FILE, EMPTY)
 
 
 class Listing(NamedTuple):
@@ -34,12 +35,14 @@ class Listing(NamedTuple):
         names: of the images below the root, with slashes, in the order of timm's natural sort.
         labels: the name of each image's class; empty for an image that lies in no folder.
         left_out: (name, one of `LEFT_OUT`) of all else.
+        directories: those called like an image and without one, which are bad images rather than left out.
         spans: in an archive, where each image is: (offset, length) in bytes.
     """
 
     names: list[str]
     labels: list[str]
     left_out: list[tuple[str, str]]
+    directories: list[str]
     spans: list[tuple[int, int]]
 
 
@@ -56,7 +59,7 @@ def is_of_system(name: str) -> bool:
 
 def natural_key(name: str) -> tuple[list[int | str], str]:
     """timm's order, in which b9 is before b10; what is equal there, such as A and a, goes by the name itself."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r'(\d+)', name.lower())], name
+    return [int(part) if part.isdecimal() else part for part in _DIGITS.split(name.lower())], name
 
 
 def in_class_order(labels: Iterable[str]) -> dict[str, int]:
@@ -73,6 +76,7 @@ def list_folder(root: str, suffixes: Iterable[str] = (), class_is_leaf: bool = F
     accepted = {suffix.lower() for suffix in suffixes} or {*IMAGE_SUFFIXES, *get_img_extensions()}
     names: list[str] = []
     left_out: list[tuple[str, str]] = []
+    directories: list[str] = []
 
     def walk(folder: str, prefix: str, around: tuple[tuple[int, int], ...]) -> None:
         found = len(names)
@@ -93,13 +97,15 @@ def list_folder(root: str, suffixes: Iterable[str] = (), class_is_leaf: bool = F
                 else:
                     left_out.append((name, NO_IMAGE))
         if len(names) == found and prefix:
-            is_called_so = os.path.splitext(folder)[1].lower() in accepted
-            left_out.append((prefix.rstrip('/'), DIRECTORY if is_called_so else EMPTY))
+            if os.path.splitext(folder)[1].lower() in accepted:
+                directories.append(prefix.rstrip('/'))
+            else:
+                left_out.append((prefix.rstrip('/'), EMPTY))
 
     status = os.stat(root)
     walk(root, '', ((status.st_dev, status.st_ino),))
     names.sort(key=natural_key)
-    return Listing(names, [class_of(name, class_is_leaf) for name in names], sorted(left_out), [])
+    return Listing(names, [class_of(name, class_is_leaf) for name in names], sorted(left_out), sorted(directories), [])
 
 
 def list_archive(path: str, suffixes: Iterable[str] = (), class_is_leaf: bool = False) -> Listing:
@@ -124,7 +130,7 @@ def list_archive(path: str, suffixes: Iterable[str] = (), class_is_leaf: bool = 
     names = [name for name, *_ in members]
     around = os.path.splitext(os.path.basename(path))[0] + '/'
     start = len(around) if names and all(name.startswith(around) for name in names) else 0
-    return Listing(names, [class_of(name[start:], class_is_leaf) for name in names], sorted(left_out),
+    return Listing(names, [class_of(name[start:], class_is_leaf) for name in names], sorted(left_out), [],
                    [span for _, *span in members])  # type: ignore[misc]
 
 
@@ -154,7 +160,7 @@ class ListedImages(Reader):  # type: ignore[misc]
         root: the folder or archive.
         class_to_idx: the classes, in order.
         samples: (path, class index); in an archive the path is the member's name.
-        left_out: (path, one of `LEFT_OUT`).
+        left_out, directories: as of the listing, with the folder's path.
     """
 
     def __init__(self, root: str, listing: Listing, classes: dict[str, int]):
@@ -162,6 +168,7 @@ class ListedImages(Reader):  # type: ignore[misc]
         self.root, self.class_to_idx, self.spans = root, classes, listing.spans
         prefix = '' if listing.spans else os.path.join(root, '')
         self.left_out = [(prefix + name, reason) for name, reason in listing.left_out]
+        self.directories = [prefix + name for name in listing.directories]
         self.samples = [(prefix + name, classes[label])
                         for name, label in zip(listing.names, listing.labels, strict=True)]
 

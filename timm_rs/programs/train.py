@@ -81,11 +81,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_training(recipe: Recipe, task: Task, device: Device) -> None:
-    known, start = None, recipe.initial_checkpoint
-    if start:  # its head, which --pretrained-path would leave out
+    known, source = None, ''
+    if start := recipe.initial_checkpoint:
         known = known_classes(read_checkpoint(start), start)
-    train_set, validation_set, recipe = build_data(
-        recipe, task, device, known=known, source=f'{start} (--pretrained-path takes its weights without its classes)')
+        source = f'{start} (--pretrained-path takes its weights without its classes)'
+    train_set, validation_set, recipe = build_data(recipe, task, device, known=known, source=source)
     training = build_training(recipe, device, task, train_set)
     train_loader, eval_loader = training.train_loader, None
     if validation_set is not None:
