@@ -256,7 +256,7 @@ def test_empty_folder_is_refused(run, tmp_path):
     (tmp_path / 'images/val').mkdir()
     refused(run(*TINY, '--data-dir', tmp_path / 'images'), 'images/train is empty')
     (tmp_path / 'images/train/cat').mkdir()
-    refused(run(*TINY, '--data-dir', tmp_path / 'images'), 'there are no images in', 'images/train; what is there: 1 a folder without images')
+    refused(run(*TINY, '--data-dir', tmp_path / 'images'), 'there are no images in', '1 a folder without images')
 
 
 def test_images_without_class_folders_are_refused(run, tmp_path):
