@@ -18,7 +18,7 @@ from torchvision.transforms import CenterCrop, RandomHorizontalFlip, RandomVerti
 
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.crops import Flip, OnPil, RandomResizedCrop, ResizedCenterCrop, Rng, WholeImage
+from timm_rs.transforms.crops import Flip, OnPil, RandomResizedCrop, ResizedCenterCrop, Rng, WholeImage, resizes_whole
 from timm_rs.transforms.decode import Picture, Pixels, open_picture
 from timm_rs.transforms.official_crops import EvalCrop, OfficialEvalCrop, OfficialTrainCrop, TrainCrop
 from timm_rs.transforms.official_randaugment import RandAugment
@@ -89,7 +89,7 @@ def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: 
     elif isinstance(steps[0], Resize) and isinstance(steps[0].size, int) and isinstance(steps[1], CenterCrop):
         crop, steps = ResizedCenterCrop(steps[0].size, size, steps[0].interpolation), steps[2:]
     else:
-        crop = WholeImage()
+        crop = WholeImage(only_middle=resizes_whole(steps[0]))
     return Transform(recipe.image_mode, crop, _on_arrays(
         steps, official_randaugment(recipe.aa) if recipe.randaugment == 'tf' else None))
 
