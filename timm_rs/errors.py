@@ -16,6 +16,22 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Turn whatever a library raises while it makes objects of somebody's values into a UserError: `what`: its reason.
+
+    For the inside of a few lines that call a library, and nothing of ours that may have bugs of its own.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # there is hardly a kind that is not used for values out of bounds
+        reason = str(error) if isinstance(error, (ValueError, RuntimeError, ImportError, OSError)) else (
+            f'{type(error).__name__} {error}')
+        raise UserError(f'{what}: {reason.strip() or type(error).__name__}') from error
+
+
+@contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with status 2 and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback."""
     try:

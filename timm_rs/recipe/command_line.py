@@ -40,7 +40,7 @@ class KeyValues(argparse.Action):
                 parser.error(f'{option_string} takes key=value pairs, got {pair!r}')
             try:
                 pairs[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
                 pairs[key] = value
         setattr(namespace, self.dest, pairs)
 
