@@ -1,6 +1,7 @@
 """The one exception that reaches people as a sentence instead of a traceback."""
 
 import contextlib
+import errno
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -33,9 +34,17 @@ def blaming(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Exit with status 2 and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback."""
+    """Exit with status 2 and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback.
+
+    A name that is too long for a file is one, too, wherever it is looked for first.
+    """
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise UserError(f'{error.strerror}: {textwrap.shorten(str(error.filename), 100)}') from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except UserError as error:

@@ -72,9 +72,6 @@ def open_model(
         _check_name(source)
     recipe = Recipe(model=source, pretrained=pretrained, num_classes=num_classes, img_size=img_size,
                     model_kwargs=model_kwargs or {}, device='cpu')
-    if img_size and not source.startswith(SCHEMES) and getattr(
-            timm.get_pretrained_cfg(source), 'fixed_input_size', False):
-        recipe.model_kwargs = recipe.model_kwargs | dict(img_size=img_size)  # it is part of such a network
     model, data_config = build_model(recipe, Device('cpu'), create_task(recipe))
     names = names_of_timm_model(model) if pretrained else None
     return Source(source.removeprefix('local-dir:'), model.eval(), recipe, data_config, names)

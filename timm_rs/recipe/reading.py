@@ -32,6 +32,8 @@ def check_value(name: str, value: Any, where: str, declared: type = Recipe) -> A
     if kind is list:
         if not isinstance(value, (list, tuple)):
             raise RecipeError(f'{where}: {name} must be a list such as [{_example(element)}], got {value!r}')
+        if not value and element is float:
+            raise RecipeError(f'{where}: {name} is an empty list; give it values or delete the line')
         value = [_scalar(name, element, item, where) for item in value]
         if field.metadata['nargs'] and len(value) != field.metadata['nargs']:
             raise RecipeError(f'{where}: {name} needs {field.metadata["nargs"]} values, got {len(value)}')
@@ -72,6 +74,8 @@ def _scalar(name: str, kind: type | None, value: Any, where: str) -> Any:
             return float(value)
         except OverflowError:
             raise RecipeError(f'{where}: {name} is too large a number') from None
+    if kind is str and isinstance(value, str) and '\0' in value:
+        raise RecipeError(f'{where}: {name} has a character 0 in it: {value!r}')
     if kind is not None and type(value) is kind:
         return value
     hint = ''
