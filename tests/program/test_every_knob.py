@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 import math
-import time
 
 import pytest
 import timm.optim
+import torch
 from conftest import write_images
+from timm.layers import set_fast_norm
 
 from timm_rs.errors import exit_on_user_error
 from timm_rs.programs import train
@@ -29,16 +30,16 @@ WITH = {
     'lr_base': dict(lr=None), 'lr_base_size': dict(lr=None), 'lr_base_scale': dict(lr=None),
     'decay_epochs': dict(sched='step'), 'decay_rate': dict(sched='step', decay_epochs=0.5),
     'decay_milestones': dict(sched='multistep'), 'patience_epochs': dict(sched='plateau'),
-    'warmup_prefix': dict(warmup_epochs=1), 'warmup_lr': dict(warmup_epochs=1), 'torchcompile_mode': {},
+    'warmup_prefix': dict(warmup_epochs=1), 'warmup_lr': dict(warmup_epochs=1),
     'ema_ramp': dict(model_ema=True, model_ema_warmup=True), 'model_ema_decay': dict(model_ema=True),
     'model_ema_warmup': dict(model_ema=True), 'opt_betas': dict(opt='adamw'), 'opt_eps': dict(opt='adamw'),
-    'randaugment': dict(aa='rand-m5-n2'), 'no_resume_opt': {},
+    'randaugment': dict(aa='rand-m5-n2'),
     'preprocessing': dict(train_interpolation='bicubic', interpolation='bicubic'),
 } | {name: dict(bce_loss=True) for name in FIELDS if name.startswith('bce_')} | {
     name: dict(epochs=3) for name in FIELDS if name.startswith('lr_cycle_')}
-MORE = {'opt': timm.optim.list_optimizers(exclude_filters=['kron*']),  # which compiles for minutes
-         'torchcompile': [], 'in_chans': [2, 4], 'lr_cycle_mul': [0.5, 2.0],
-        'cutmix_minmax': [[0.5, 0.5], [0.8, 0.2]], 'scale': [[1.0, 0.1]], 'ratio': [[0.1, 0.3], [2.0, 1.0]],
+MORE = {'opt': timm.optim.list_optimizers(exclude_filters=['kron*', 'c*']),  # which compile for minutes; variants
+        'in_chans': [2, 4], 'lr_cycle_mul': [0.5, 2.0], 'cutmix_minmax': [[0.5, 0.5], [0.8, 0.2]],
+        'scale': [[1.0, 0.1]], 'ratio': [[0.1, 0.3], [2.0, 1.0]],
         'mean': [[0.5]], 'opt_betas': [[0.9, 0.9], [0.9, 0.9, 0.9]], 'input_size': [[4, 32, 32], [3, 1, 1000]],
         'input_img_mode': ['L', 'RGBA', 'CMYK', 'F', 'I', 'LA', '1', 'P']}
 TOO_LARGE = ('img_size', 'input_size')  # allowed, for those who have the memory
@@ -75,8 +76,9 @@ def values_of(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
-def test_every_knob_at_and_beyond_its_bounds(tmp_path, capsys, monkeypatch):
+def test_every_knob_at_and_beyond_its_bounds(tmp_path, capsys, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    request.addfinalizer(lambda: (set_fast_norm(False), torch.use_deterministic_algorithms(False)))
     for split, count in (('train', 3), ('validation', 1)):
         write_images(tmp_path / 'images' / split, dict.fromkeys(('cat', 'dog', 'eel'), count))
     monkeypatch.setattr('timm_rs.training.runlog.Summary.draw', lambda *_: None)
@@ -87,28 +89,26 @@ def test_every_knob_at_and_beyond_its_bounds(tmp_path, capsys, monkeypatch):
     wrong, refused, ran = [], 0, 0
     for name in FIELDS:
         for value in values_of(name):
-            try:
-                check_value(name, value, 'here')
-            except RecipeError as error:
+            if message := refusal(name, value):
                 refused += 1
-                assert '\n' not in str(error)
+                assert name in message and '\n' not in message
                 continue
             ran += 1
-            started = time.perf_counter()
             code, fault = outcome(dataclasses.replace(
                 base, **dict(experiment=str(ran)) | WITH.get(name, {}) | {name: value}))
-            err = capsys.readouterr().err
-            errors = [line for line in err.splitlines() if line.startswith('error: ')]
-            print_to(f'{time.perf_counter() - started:5.2f} {code} {name} {str(value)[:30]} {"".join(errors)[:200]} {fault}')
+            errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
             if code not in (0, 2) or len(errors) != (code == 2):
-                wrong.append(f'{name}: {value!r} ended with {code} {fault} {err[-300:]}')
+                wrong.append(f'{name}: {value!r} ended with {code}: {fault} {errors}')
     assert not wrong, '\n'.join(wrong)
-    assert refused > 100 and ran > 100
+    assert refused > 200 and ran > 400
 
 
-def print_to(line):
-    with open('/tmp/w/num_walk.txt', 'a') as file:
-        print(line, file=file)
+def refusal(name, value):
+    try:
+        check_value(name, value, 'here')
+    except RecipeError as error:
+        return str(error)
+    return ''
 
 
 def outcome(recipe):

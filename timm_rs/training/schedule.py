@@ -70,13 +70,26 @@ def create_schedule(
     `lower_is_better` is for the metric that a plateau is seen by. Raises UserError for settings that timm's schedule
     does not allow.
     """
+    if recipe.lr_noise and recipe.lr_noise_std > 100 * recipe.lr_noise_pct:  # timm draws until it finds one within it
+        raise UserError(f'lr_noise_std {recipe.lr_noise_std} is so much more than lr_noise_pct {recipe.lr_noise_pct} '
+                        'that hardly any noise is within that limit')
     with blaming(f'schedule {recipe.sched} cannot be built'):
         schedule, num_epochs = create_scheduler_v2(
             optimizer, **scheduler_kwargs(recipe, decreasing_metric=lower_is_better),
             updates_per_epoch=updates_per_epoch)
+        if schedule is not None and recipe.sched != 'plateau':  # which follows the metric
+            check_rates(schedule, num_epochs, updates_per_epoch if recipe.sched_on_updates else 1)
     if recipe.schedule == 'tf' and isinstance(schedule, CosineLRScheduler):
         end_warm_up_on_the_cosine(schedule)
     return schedule, num_epochs
+
+
+def check_rates(schedule: Scheduler, num_epochs: int, steps_per_epoch: int) -> None:
+    """Raise ValueError, or whatever `schedule` does, if a learning rate on the way is none; looks at 1000 epochs."""
+    for epoch in (*range(0, num_epochs, max(num_epochs // 1000, 1)), num_epochs):
+        for rate in schedule._get_lr(epoch * steps_per_epoch):
+            if not abs(rate) <= torch.finfo(torch.float32).max:
+                raise ValueError(f'it gives the learning rate {rate} in epoch {epoch + 1}')
 
 
 def end_warm_up_on_the_cosine(schedule: CosineLRScheduler) -> None:
