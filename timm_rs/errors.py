@@ -1,6 +1,7 @@
 """The one exception that reaches people as a sentence instead of a traceback."""
 
 import contextlib
+import errno
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -16,10 +17,34 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Exit with status 2 and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback."""
+def blaming(what: str) -> Iterator[None]:
+    """Turn whatever a library raises while it makes objects of somebody's values into a UserError: `what`: its reason.
+
+    For the inside of a few lines that call a library, and nothing of ours that may have bugs of its own.
+    """
     try:
         yield
+    except UserError:
+        raise
+    except Exception as error:  # there is hardly a kind that is not used for values out of bounds
+        reason = str(error) if isinstance(error, (ValueError, RuntimeError, ImportError, OSError)) else (
+            f'{type(error).__name__} {error}')
+        raise UserError(f'{what}: {reason.strip() or type(error).__name__}') from error
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Exit with status 2 and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback.
+
+    A name that is too long for a file is one, too, wherever it is looked for first.
+    """
+    try:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise UserError(f'{error.strerror}: {textwrap.shorten(str(error.filename), 100)}') from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except UserError as error:

@@ -285,6 +285,31 @@ def test_gradients_that_are_never_finite_stop_the_run(run, arguments, tmp_path, 
     assert result.code == 2 and 'not finite in 3 updates in a row' in result.err
 
 
+def test_a_run_without_any_update_ends_with_a_message(run, arguments, tmp_path, monkeypatch):
+    genuine = train.train_updates
+
+    def spoiling(training, *rest):
+        training.model.fc.weight.register_hook(lambda gradient: gradient * math.inf)
+        return genuine(training, *rest)
+    monkeypatch.setattr(train, 'train_updates', spoiling)
+    result = run(*arguments, '--experiment', 'a', '--epochs', 1)
+    assert result.code == 2 and 'all 3 updates were left out' in result.err and result.err.count('\n') == 1
+    assert not (tmp_path / 'runs/a/model_best.pth.tar').exists()
+
+
+def test_weights_that_give_no_finite_loss_are_never_the_best(run, arguments, tmp_path):
+    result = run(*arguments, '--experiment', 'a', '--epochs', 1, '--lr', 1e30, '--sched', 'none')
+    assert result.code == 2 and 'no epoch ended with a loss that is finite' in result.err
+    assert not (tmp_path / 'runs/a/model_best.pth.tar').exists()
+
+
+@pytest.mark.parametrize(('epochs', 'told'), [(5, True), (6, False)])
+def test_a_warm_up_as_long_as_the_run_is_told(run, arguments, epochs, told):
+    result = run(*arguments, '--experiment', 'a', '--epochs', epochs, '--warmup-epochs', 5)
+    assert ('warm-up of 5 epochs does not end within the 5 of this run: the learning rate stays below' in (
+        result.out + result.err)) == told
+
+
 def test_want_of_memory_gives_a_batch_size_to_try(run, arguments, monkeypatch):
     def forward(self, images):
         return torch.empty(1 << 60)

@@ -89,6 +89,12 @@ def test_key_values_are_python_literals():
     assert recipe.model_kwargs == {'layers': (1, 2, 3, 4), 'width': 0.5, 'drop_path_rule': 'block'}
 
 
+def test_plain_numbers_merge_keys_and_quoted_text_are_read(tmp_path):
+    text = 'epochs: 10\nlr: +1.0e-3\nmin_lr: .5\nwarmup_lr: 5.\nexperiment: "010"\n<<: {epochs: 3, momentum: 0.5}'
+    assert read_file(recipe_file(tmp_path, text)) == dict(
+        epochs=10, lr=1e-3, min_lr=0.5, warmup_lr=5.0, experiment='010', momentum=0.5)
+
+
 @pytest.mark.parametrize(('text', 'parts'), [
     ('weight_decayy: 4.0e-5', ['my.yaml', 'weight_decayy', 'Did you mean weight_decay?']),
     ('weight-decay: 4.0e-5', ['my.yaml', 'weight_decay, not weight-decay']),
@@ -112,6 +118,28 @@ def test_key_values_are_python_literals():
     ('timm_rs: tf', ['timm_rs must be a block']),
     ('epochs: 3\nmodel: x\nepochs: 4', ['my.yaml:3', 'epochs is written twice (first in line 1)']),
     ('epochs: [3', ['my.yaml is not valid YAML', 'line']),
+    *((f'epochs: {number}', [f'my.yaml:1: {number} is ambiguous: YAML 1.1 reads it as {value};'])
+      for number, value in (('010', 8), ('0x10', 16), ('0b11', 3), ('1:30', 90), ('1_000', 1000))),
+    *((f'lr: {number}', [f'my.yaml:1: {number} is ambiguous: YAML 1.1 reads it as {value};'])
+      for number, value in (('1_0.5', 10.5), ('1:30.5', 90.5))),
+    ('scale: [010, 1.0]', ['my.yaml:1: 010 is ambiguous']),
+    ('lr: .nan', ['lr must be finite, got nan']),
+    ('mean: [0.5, -.inf, 0.5]', ['mean must be finite, got -inf']),
+    ('opt_kwargs: {eps: .nan}', ['opt_kwargs: eps must be finite, got nan']),
+    (f'lr: 1{"0" * 400}', ['lr is too large a number']),
+    ('smoothing: 1', ['smoothing must be at least 0 and below 1, got 1.0']),
+    ('decay_epochs: 0', ['decay_epochs must be above 0, got 0.0']),
+    ('scale: [0.5, 2]', ['scale must be above 0 and at most 1, got 2.0']),
+    ('cutmix_minmax: [0.5]', ['cutmix_minmax needs 2 values, got 1']),
+    ('epochs: "10"', ['epochs must be a whole number', 'write 10 (no quotes)']),
+    ('epochs: 1e2', ['epochs must be a whole number', 'write 100 (YAML 1.1 reads 1e2 as text']),
+    ('lr: "0.1"', ['lr must be a number', 'write 0.1 (no quotes)']),
+    ('opt_kwargs: {eps: 1e-8}', ["eps must be a number, got '1e-8'; write 1.0e-08 (YAML 1.1"]),
+    ('aa: off', ['aa must be text, got False; put text in quotes (YAML 1.1 reads yes, no, on and off as']),
+    ('experiment: 2024-01-01', ['experiment must be text', 'put text in quotes']),
+    ('lr: {{ lr }}', ['my.yaml:1: a list or mapping cannot be a key; is this a template']),
+    *((text, ['my.yaml is not valid YAML']) for text in (
+        'lr: \0', 'lr: !!int x', 'lr: !!bool x', 'model: 2024-13-45', 'lr: ' + '[' * 5000, 'epochs: 1' + '0' * 5000)),
     ('just words', ['holds no "key: value" lines']),
     ('', ['holds no "key: value" lines']),
 ])

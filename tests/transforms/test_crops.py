@@ -11,9 +11,14 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import InterpolationMode
 
+import timm_rs.transforms.crops
+import timm_rs.transforms.decode
+from timm_rs.data.timm_loader import create_transform_for_timm
+from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.create import Transform, create_transform
 from timm_rs.transforms.crops import RandomResizedCrop, seeded
+from timm_rs.transforms.decode import BadImage
 
 DATA = dict(input_size=(3, 24, 24), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=0.875, crop_mode='center',
             interpolation='bicubic')
@@ -62,6 +67,47 @@ def test_unusual_evaluation_is_timms_own(settings):
         config['input_size'], crop_pct=config['crop_pct'], crop_mode=config['crop_mode'], mean=config['mean'],
         interpolation=config['interpolation'], use_prefetcher=True)
     np.testing.assert_array_equal(ours, timms(Image.fromarray(smooth(40, 61))).permute(1, 2, 0))
+
+
+SETTINGS = [
+    dict(), dict(interpolation='lanczos'), dict(input_size=(3, 24, 32)), dict(crop_mode='squash'),
+    dict(train_crop_mode='rkrc'), dict(train_crop_mode='rkrr'), dict(no_aug=True), dict(ratio=[0.1, 0.3]),
+    dict(preprocessing='tf', train_interpolation='bicubic'), dict(ratio=[3.0, 4.0])]
+
+
+@pytest.mark.parametrize('is_training', [False, True])
+@pytest.mark.parametrize('settings', SETTINGS, ids=str)
+@pytest.mark.parametrize('size', [(1, 40000), (40000, 1), (1, 1), (2, 20001)])
+def test_a_very_long_image_takes_little_memory(size, settings, is_training, monkeypatch):
+    made = []
+
+    def noting(resize, *arguments):
+        made.append(resize(*arguments))
+        return made[-1]
+    for place in (Image.Image, timm_rs.transforms.crops):
+        monkeypatch.setattr(place, 'resize', lambda *arguments, resize=place.resize: noting(resize, *arguments))
+    recipe = Recipe(**{key: value for key, value in settings.items() if key not in DATA})
+    config = DATA | {key: value for key, value in settings.items() if key in DATA}
+    image = Image.fromarray(np.full((*size, 3), 99, np.uint8))
+    assert create_transform(recipe, config, is_training)(image, 0).shape == (*config['input_size'][1:], 3)
+    assert create_transform_for_timm(recipe, config, is_training)(image).shape == config['input_size']
+    assert all(np.asarray(image).size < 1e6 for image in made)
+
+
+def test_an_image_that_timms_transforms_cannot_use_is_said_so():
+    config, image = DATA | dict(crop_mode='border'), Image.new('RGB', (1, 40000))  # 27 long it has no width
+    with pytest.raises(UserError, match='1 x 40000 pixels cannot be used: .*; remove it, or take --loader fast'):
+        create_transform_for_timm(Recipe(), config, is_training=False)(image)
+    with pytest.raises(BadImage, match='ResizeKeepRatio cannot use it'):
+        create_transform(Recipe(), config, is_training=False)(image, 0)
+
+
+def test_the_middle_of_a_long_image_is_the_centre_of_the_whole(monkeypatch):
+    image = Image.fromarray(smooth(6, 1801))
+    short = create_transform(Recipe(), DATA, is_training=False)(image, 0)
+    monkeypatch.setattr(timm_rs.transforms.decode, 'MAX_ASPECT', 1000)
+    whole = create_transform(Recipe(), DATA, is_training=False)(image, 0)
+    np.testing.assert_allclose(short.astype(int), whole, atol=2)
 
 
 def smooth(height, width):

@@ -9,7 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from timm_rs.transforms.decode import BadImage, open_picture, resize
+from timm_rs.transforms.decode import BadImage, middle, open_picture, resize
 
 RNG = np.random.default_rng(0)
 
@@ -109,11 +109,29 @@ def test_every_format_and_mode_equals_pillows(data, mode, recwarn):
 def test_16_bit_images_keep_their_high_byte():
     values = RNG.integers(0, 2**16, (20, 30)).astype(np.uint16)
     high = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    for image, kind in ((Image.fromarray(values), 'PNG'), (Image.fromarray(values), 'TIFF'),
-                        (Image.fromarray(values.astype(np.int32)), 'TIFF')):
-        data = encode(image, kind)
+    pgm = b'P5 30 20 65535\n' + values.astype('>u2').tobytes()
+    for data in (encode(Image.fromarray(values), 'PNG'), encode(Image.fromarray(values), 'TIFF'), pgm):
         np.testing.assert_array_equal(open_picture(data).pixels(), high)
         np.testing.assert_array_equal(open_picture(data, 'L').pixels(), high[..., :1])
+
+
+def of_every_mode():
+    for mode in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'HSV'):
+        yield mode, Image.fromarray(photo(20, 30)).convert(mode) if mode not in ('PA', 'RGBa') else (
+            Image.fromarray(photo(20, 30)).convert('RGBA').convert(mode))
+    for dtype in (np.int32, np.float32):
+        for low, high in ((0, 200), (-300, 70000)):
+            values = RNG.integers(low, high, (20, 30)).astype(dtype)
+            yield f'{dtype.__name__} from {low} to {high}', Image.fromarray(values)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('image', [pytest.param(image, id=name) for name, image in of_every_mode()])
+def test_every_mode_is_converted_as_pillow_does(image, mode):
+    expected = np.asarray(image.convert(mode))
+    np.testing.assert_array_equal(open_picture(image, mode).pixels().squeeze(), expected)
+    if image.mode in ('I', 'F', '1', 'LA', 'CMYK'):
+        np.testing.assert_array_equal(open_picture(encode(image, 'TIFF'), mode).pixels().squeeze(), expected)
 
 
 @pytest.mark.filterwarnings('ignore:.*:UserWarning')  # Pillow's, of what it mends
@@ -222,6 +240,13 @@ def test_resize_takes_what_it_cannot_write_to_and_refuses_unknown_names():
     assert resize(pixels, 20, 25).shape == (20, 25, 3)
     with pytest.raises(ValueError, match='unknown interpolation cubical'):
         resize(pixels, 20, 20, 'cubical')
+
+
+@pytest.mark.parametrize(('size', 'box'), [
+    ((40, 50), (0, 0, 40, 50)), ((1, 100), (0, 0, 1, 100)), ((1, 40000), (0, 19950, 1, 100)),
+    ((40001, 2), (19900, 0, 201, 2)), ((40000, 1), (19950, 0, 100, 1))])
+def test_of_a_very_long_image_the_middle_is_enough(size, box):
+    assert middle(*size) == box
 
 
 # ---- scaled decoding --------------------------------------------------------------------------------------------

@@ -182,6 +182,11 @@ def create_train_loader(
     dataset smaller than one batch.
     """
     mixing = task.create_mixing(recipe, num_outputs)
+    if mixing and (shares := mixing.get('cutmix_minmax')):
+        for side in data_config['input_size'][1:]:
+            if int(side * shares[0]) >= int(side * shares[1]):
+                raise UserError(f'cutmix_minmax {shares} leaves no size to draw at {side} px: give a smaller share and '
+                                'a larger one')
     if recipe.aug_repeats and not device.is_distributed:
         raise UserError('aug_repeats works with several processes only; start with torchrun or drop it')
     encode, workers = task.encoder(num_outputs), num_workers(recipe.workers)

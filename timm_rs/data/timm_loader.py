@@ -13,6 +13,7 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.create import Transform, build_augmentation, create_timm_transform, create_transform
+from timm_rs.transforms.crops import OfLimitedLength
 
 
 class TimmLoader:
@@ -90,7 +91,7 @@ def create_transform_for_timm(recipe: Recipe, data_config: dict[str, Any], is_tr
     """timm's transform, or one that does what the recipe wants as in the authors' release."""
     if 'tf' in (recipe.preprocessing, recipe.randaugment):
         return Seeded(create_transform(recipe, data_config, is_training))
-    return create_timm_transform(recipe, data_config, is_training)
+    return OfLimitedLength(create_timm_transform(recipe, data_config, is_training))
 
 
 class Seeded:

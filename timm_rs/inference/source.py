@@ -10,7 +10,7 @@ import timm
 from timm_rs.data.class_names import names_of_timm_model
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe.command_line import KeyValues
+from timm_rs.recipe.command_line import KeyValues, at_least
 from timm_rs.recipe.knobs import Recipe, nearest
 from timm_rs.tasks import create_task
 from timm_rs.training.build import build_model
@@ -62,7 +62,7 @@ def open_model(
         if num_classes or model_kwargs:
             raise UserError(f'{source} says itself what model it is; leave out --num-classes and --model-kwargs')
         trained = read_run(path, weights)
-        config = _resized(trained.data_config, img_size)
+        config = _resized(source, trained.model, trained.data_config, img_size)
         return Source(trained.recipe.model, trained.model, trained.recipe, config, trained.class_names)
     if weights:
         raise UserError(f'{source} is no run, and has no choice of weights; leave out --weights')
@@ -72,10 +72,10 @@ def open_model(
         _check_name(source)
     recipe = Recipe(model=source, pretrained=pretrained, num_classes=num_classes, img_size=img_size,
                     model_kwargs=model_kwargs or {}, device='cpu')
-    if img_size and not source.startswith(SCHEMES) and getattr(
-            timm.get_pretrained_cfg(source), 'fixed_input_size', False):
-        recipe.model_kwargs = recipe.model_kwargs | dict(img_size=img_size)  # it is part of such a network
     model, data_config = build_model(recipe, Device('cpu'), create_task(recipe))
+    if img_size and source.startswith(SCHEMES):
+        own = data_config | dict(input_size=model.pretrained_cfg['input_size'])
+        data_config = _resized(source, model, own, img_size)
     names = names_of_timm_model(model) if pretrained else None
     return Source(source.removeprefix('local-dir:'), model.eval(), recipe, data_config, names)
 
@@ -88,16 +88,22 @@ def add_model_arguments(parser: ArgumentParser, pretrained: bool = False, export
         parser.set_defaults(pretrained=True)
     else:
         parser.add_argument('--pretrained', action='store_true', help="timm's names: with the published weights")
-    parser.add_argument('--num-classes', type=int, metavar='N', help="timm's names: classes [of the model]")
+    parser.add_argument('--num-classes', type=at_least(1), metavar='N', help="timm's names: classes [of the model]")
     parser.add_argument('--model-kwargs', nargs='+', action=KeyValues, metavar='KEY=VALUE',
                         help="timm's names: more arguments, e.g. depth=26 width=0.25")
-    parser.add_argument('--img-size', type=int, metavar='N', help='pixels of a side [as the model was evaluated]')
+    parser.add_argument('--img-size', type=at_least(1, 16384), metavar='N',
+                        help='pixels of a side [as the model was evaluated]')
     parser.add_argument('--weights', choices=('ema', 'raw'), help='runs: averaged (where there are) or as trained')
 
 
-def _resized(data_config: dict[str, Any], img_size: int | None) -> dict[str, Any]:
-    channels = data_config['input_size'][0]
-    return data_config | (dict(input_size=(channels, img_size, img_size)) if img_size else {})
+def _resized(source: str, model: Any, data_config: dict[str, Any], img_size: int | None) -> dict[str, Any]:
+    """`data_config` for images of `img_size` pixels. Raises UserError for a model that has its own size for good."""
+    channels, height, width = data_config['input_size']
+    if img_size is None or height == width == img_size:
+        return data_config
+    if model.pretrained_cfg.get('fixed_input_size') and not getattr(model, 'dynamic_img_size', False):
+        raise UserError(f'{source} has its image size, {height} x {width}, in its weights; leave out --img-size')
+    return data_config | dict(input_size=(channels, img_size, img_size))
 
 
 def _check_name(name: str) -> None:

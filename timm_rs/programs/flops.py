@@ -97,7 +97,7 @@ def count(name: str, img_size: int | None, size: dict[str, Any]) -> tuple[Comple
         model = timm.create_model(name, **fixed, **size)
         height, width = model.pretrained_cfg['input_size'][1:] if img_size is None else (img_size, img_size)
         return measure_complexity(model, (height, width)), str(height) if height == width else f'{height}x{width}'
-    except (ValueError, RuntimeError, AssertionError) as error:
+    except (ArithmeticError, ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines() or [type(error).__name__]
         raise UserError(f'{name}{f" at {img_size} pixels" if img_size else ""}: {reason[0]}') from None
 

@@ -12,6 +12,7 @@ examples:
   python tools/gpu_check.py --dry-run --output scratch
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError('this runs the programs and tests of a checkout of timm_rs: clone it, pip install -e it')
         if not hasattr(os, 'killpg'):
             raise UserError('parts are groups of processes that end together, which this system has not: use Linux')
-        if arguments.minutes <= 0:
+        if not 0 < arguments.minutes < math.inf:
             raise UserError(f'--minutes must be above 0, got {arguments.minutes}')
         if arguments.timm_train and not arguments.timm_train.is_file():
             raise UserError(f'--timm-train {arguments.timm_train}: no such file; it is beside the package of timm, in '

@@ -12,7 +12,7 @@ from timm_rs.data.samples import Samples, as_samples
 from timm_rs.data.shards.packing import pack, verify
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.recipe.command_line import Parser
+from timm_rs.recipe.command_line import Parser, at_least
 from timm_rs.recipe.knobs import Recipe
 
 EXAMPLE = """examples:
@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--short-side', type=int, default=288, metavar='PX',
                         help='shrink images to this (288); smaller ones stay, and 0 keeps all bytes')
     parser.add_argument('--quality', type=int, default=90, metavar='Q', help='of the JPEGs (90), with 4:2:0 chroma')
-    parser.add_argument('--shards', type=int, metavar='N', help='per split (default: of about 270 MB, at least 8)')
-    parser.add_argument('--seed', type=int, default=0, metavar='S', help='of the order within the shards (0)')
+    parser.add_argument('--shards', type=at_least(1), metavar='N',
+                        help='per split (default: of about 270 MB, at least 8)')
+    parser.add_argument('--seed', type=at_least(0), default=0, metavar='S', help='of the order within the shards (0)')
     parser.add_argument('--workers', type=int, default=num_cores(), metavar='N',
                         help='processes (default: one per core)')
     parser.add_argument('--verify', action='store_true', help='read all shards of DST and compare their checksums')

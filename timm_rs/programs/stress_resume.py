@@ -31,7 +31,7 @@ from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import write_csv
 from timm_rs.programs import train
 from timm_rs.progress import track
-from timm_rs.recipe.command_line import Parser
+from timm_rs.recipe.command_line import Parser, at_least
 from timm_rs.training.checkpoint import BEST, LAST, read_checkpoint
 
 ARGUMENTS = [
@@ -58,9 +58,9 @@ class Trial:
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog='tools/stress_resume.py', description=__doc__)
-    parser.add_argument('--trials', type=int, default=50, metavar='N', help='runs to kill and continue [50]')
+    parser.add_argument('--trials', type=at_least(1), default=50, metavar='N', help='runs to kill and continue [50]')
     parser.add_argument('--processes', choices=('1', '2', 'both'), default='both', help='processes of a run [both]')
-    parser.add_argument('--seed', type=int, default=0, help='decides kinds, moments and victims [0]')
+    parser.add_argument('--seed', type=at_least(0), default=0, help='decides kinds, moments and victims [0]')
     parser.add_argument('--device', default='cpu', metavar='NAME', help='cpu, cuda or cuda:N [cpu]')
     parser.add_argument('--deterministic', action='store_true', help='as of train.py; GPUs need it to be equal')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row per trial')

@@ -3,6 +3,9 @@
 import argparse
 import ast
 import dataclasses
+import io
+import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
@@ -13,10 +16,28 @@ def flag(name: str) -> str:
     return '--' + name.replace('_', '-')
 
 
+def at_least(low: int, high: int | None = None) -> Callable[[str], int]:
+    """The type of an option of a tool: a whole number from `low` to `high`."""
+    def number(text: str) -> int:
+        value = int(text)
+        if value < low or high is not None and value > high:
+            bounds = f'at least {low}' if high is None else f'between {low} and {high}'
+            raise argparse.ArgumentTypeError(f'must be {bounds}, got {value}')
+        return value
+    number.__name__ = 'int'  # as argparse calls it
+    return number
+
+
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that names the nearest option and never abbreviates."""
+    """ArgumentParser that names the nearest option and never abbreviates.
+
+    From then on what a terminal or file has no letters for is written as \\u2026, and is no reason to fail.
+    """
 
     def __init__(self, **kwargs: Any):
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors='backslashreplace')
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -40,7 +61,7 @@ class KeyValues(argparse.Action):
                 parser.error(f'{option_string} takes key=value pairs, got {pair!r}')
             try:
                 pairs[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
                 pairs[key] = value
         setattr(namespace, self.dest, pairs)
 

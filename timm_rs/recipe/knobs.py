@@ -28,6 +28,8 @@ def knob(
         nargs: int | None = None,
         low: float | None = None,
         high: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
         block: bool = False,
         flags: tuple[str, ...] = (),
         free: bool = False,
@@ -35,12 +37,13 @@ def knob(
 ) -> Any:
     """Declare one field of `Recipe`; `section` starts a new group, `block` places it in the `timm_rs:` block.
 
-    A `free` one may differ when a run continues, because it changes where and how, but not what is computed. A
-    `private` one belongs to the machine that trained, or to where a run began, and is never published.
+    `low` and `high` are allowed values, `above` and `below` are not. A `free` one may differ when a run continues,
+    because it changes where and how, but not what is computed. A `private` one belongs to the machine that trained, or
+    to where a run began, and is never published.
     """
     metadata = dict(
-        help=help, section=section, choices=choices, nargs=nargs, low=low, high=high, block=block, flags=flags,
-        free=free, private=private)
+        help=help, section=section, choices=choices, nargs=nargs, low=low, high=high, above=above,
+        below=below, block=block, flags=flags, free=free, private=private)
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -77,12 +80,12 @@ class Recipe:
     no_resume_opt: bool = knob(False, 'resume the weights only, with a fresh optimizer', free=True)
     num_classes: int | None = knob(None, 'classes; when unset, as many as the dataset has', low=1)
     gp: str | None = knob(None, 'global pooling', choices=('fast', 'avg', 'max', 'avgmax', 'catavgmax'))
-    img_size: int | None = knob(None, 'square image size in pixels; when unset, the model\'s own', low=1)
+    img_size: int | None = knob(None, 'square image size in pixels; when unset, the model\'s own', low=1, high=16384)
     in_chans: int | None = knob(None, 'input channels', low=1)
-    input_size: list[int] | None = knob(None, 'channels, height, width', nargs=3, low=1)
+    input_size: list[int] | None = knob(None, 'channels, height, width', nargs=3, low=1, high=16384)
     crop_pct: float | None = knob(None, 'centre crop for evaluation, share of the short side', low=0.01, high=1)
     mean: list[float] | None = knob(None, 'mean for normalisation, per channel in 0..1')
-    std: list[float] | None = knob(None, 'standard deviation for normalisation, per channel in 0..1')
+    std: list[float] | None = knob(None, 'standard deviation for normalisation, per channel in 0..1', above=0)
     interpolation: str = knob('', 'resize filter for evaluation; when empty, the model\'s own')
     batch_size: int = knob(128, 'images per device and step', low=1, flags=('-b',), free=True)
     validation_batch_size: int | None = knob(None, 'images per evaluation batch', low=1, flags=('-vb',), free=True)
@@ -105,15 +108,15 @@ class Recipe:
     device_modules: list[str] | None = knob(None, 'modules to import first; [timm_rs] makes timm\'s script know us')
 
     opt: str = knob('sgd', 'timm optimizer; sgd is nesterov, momentum is plain', section='Optimizer')
-    opt_eps: float | None = knob(None, 'optimizer epsilon')
-    opt_betas: list[float] | None = knob(None, 'optimizer betas')
+    opt_eps: float | None = knob(None, 'optimizer epsilon', low=0)
+    opt_betas: list[float] | None = knob(None, 'optimizer betas', low=0, high=1)
     momentum: float = knob(0.9, 'optimizer momentum', low=0, high=1)
     weight_decay: float = knob(2e-5, 'weight decay (1-D parameters are exempt)', low=0)
     clip_grad: float | None = knob(None, 'clip gradients at this value', low=0)
     clip_mode: str = knob('norm', 'how to clip', choices=('norm', 'value', 'agc'))
-    layer_decay: float | None = knob(None, 'layer-wise learning-rate decay')
-    layer_decay_min_scale: float = knob(0.0, 'smallest layer-wise scale')
-    layer_decay_no_opt_scale: float | None = knob(None, 'layers below this scale are frozen')
+    layer_decay: float | None = knob(None, 'layer-wise learning-rate decay', low=0)
+    layer_decay_min_scale: float = knob(0.0, 'smallest layer-wise scale', low=0)
+    layer_decay_no_opt_scale: float | None = knob(None, 'layers below this scale are frozen', low=0)
     opt_kwargs: dict[str, Any] = knob({}, 'further arguments of the optimizer')
 
     sched: str = knob(
@@ -125,33 +128,33 @@ class Recipe:
     lr_base_size: int = knob(256, 'global batch that lr_base is meant for', low=1)
     lr_base_scale: str = knob(
         '', 'scale lr_base with the batch; empty: sqrt for ada* and lamb, else linear', choices=('', 'linear', 'sqrt'))
-    lr_noise: list[float] | None = knob(None, 'learning-rate noise on/off, as shares of the run')
-    lr_noise_pct: float = knob(0.67, 'limit of the noise')
-    lr_noise_std: float = knob(1.0, 'standard deviation of the noise')
-    lr_cycle_mul: float = knob(1.0, 'cycle length multiplier')
-    lr_cycle_decay: float = knob(0.5, 'decay per cycle')
-    lr_cycle_limit: int = knob(1, 'number of cycles')
-    lr_k_decay: float = knob(1.0, 'k-decay of cosine and poly')
+    lr_noise: list[float] | None = knob(None, 'learning-rate noise on/off, as shares of the run', low=0, high=1)
+    lr_noise_pct: float = knob(0.67, 'limit of the noise', above=0)
+    lr_noise_std: float = knob(1.0, 'standard deviation of the noise', low=0)
+    lr_cycle_mul: float = knob(1.0, 'cycle length multiplier', above=0)
+    lr_cycle_decay: float = knob(0.5, 'decay per cycle', low=0)
+    lr_cycle_limit: int = knob(1, 'number of cycles', low=1, high=1000)
+    lr_k_decay: float = knob(1.0, 'k-decay of cosine and poly', above=0)
     warmup_lr: float = knob(1e-5, 'learning rate at the start of the warm-up', low=0)
     min_lr: float = knob(0.0, 'learning rate at the end', low=0)
-    epochs: int = knob(300, 'epochs to train', low=1)
+    epochs: int = knob(300, 'epochs to train', low=1, high=100_000)
     epoch_repeats: float = knob(0.0, 'repeats of the dataset per epoch, for streamed datasets', low=0)
     start_epoch: int | None = knob(None, 'first epoch, overriding the checkpoint\'s', low=0, free=True)
-    decay_milestones: list[int] = knob([90, 180, 270], 'epochs of multistep decay')
-    decay_epochs: float = knob(90.0, 'epochs between decays')
-    warmup_epochs: int = knob(5, 'epochs of linear warm-up', low=0)
+    decay_milestones: list[int] = knob([90, 180, 270], 'epochs of multistep decay', low=0)
+    decay_epochs: float = knob(90.0, 'epochs between decays', above=0)
+    warmup_epochs: int = knob(5, 'epochs of linear warm-up', low=0, high=100_000)
     warmup_prefix: bool = knob(False, 'add the warm-up to the epochs instead of counting it among them')
-    cooldown_epochs: int = knob(0, 'epochs at min_lr after the schedule', low=0)
+    cooldown_epochs: int = knob(0, 'epochs at min_lr after the schedule', low=0, high=100_000)
     patience_epochs: int = knob(10, 'patience of the plateau schedule', low=0)
-    decay_rate: float = knob(0.1, 'decay factor')
+    decay_rate: float = knob(0.1, 'decay factor', low=0)
 
     no_aug: bool = knob(False, 'train on centre crops, without any augmentation', section='Augmentation')
     train_crop_mode: str | None = knob(None, 'training crop', choices=('rrc', 'rkrc', 'rkrr'))
-    scale: list[float] = knob([0.08, 1.0], 'area range of the random crop')
-    ratio: list[float] = knob([3 / 4, 4 / 3], 'aspect range of the random crop')
+    scale: list[float] = knob([0.08, 1.0], 'area range of the random crop', nargs=2, above=0, high=1)
+    ratio: list[float] = knob([3 / 4, 4 / 3], 'aspect range of the random crop', nargs=2, above=0)
     hflip: float = knob(0.5, 'probability of a horizontal flip', low=0, high=1)
     vflip: float = knob(0.0, 'probability of a vertical flip', low=0, high=1)
-    color_jitter: float | None = knob(0.4, 'colour jitter; off when aa is set')
+    color_jitter: float | None = knob(0.4, 'colour jitter; off when aa is set', low=0)
     color_jitter_prob: float | None = knob(None, 'probability of colour jitter', low=0, high=1)
     grayscale_prob: float | None = knob(None, 'probability of grayscale', low=0, high=1)
     gaussian_blur_prob: float | None = knob(None, 'probability of blur', low=0, high=1)
@@ -160,18 +163,18 @@ class Recipe:
     bce_loss: bool = knob(False, 'binary cross-entropy instead of soft-max cross-entropy')
     bce_sum: bool = knob(False, 'sum the binary cross-entropy over classes')
     bce_target_thresh: float | None = knob(None, 'binarise soft targets at this threshold')
-    bce_pos_weight: float | None = knob(None, 'weight of positives in the binary cross-entropy')
+    bce_pos_weight: float | None = knob(None, 'weight of positives in the binary cross-entropy', low=0)
     reprob: float = knob(0.0, 'probability of random erasing', low=0, high=1)
     remode: str = knob('pixel', 'fill of random erasing', choices=('const', 'rand', 'pixel'))
-    recount: int = knob(1, 'rectangles of random erasing', low=1)
+    recount: int = knob(1, 'rectangles of random erasing', low=1, high=100)
     mixup: float = knob(0.0, 'mixup alpha', low=0)
     cutmix: float = knob(0.0, 'cutmix alpha', low=0)
-    cutmix_minmax: list[float] | None = knob(None, 'cutmix size range, overrides its alpha')
+    cutmix_minmax: list[float] | None = knob(None, 'cutmix size range, overrides its alpha', nargs=2, low=0, high=1)
     mixup_prob: float = knob(1.0, 'probability of mixup or cutmix', low=0, high=1)
     mixup_switch_prob: float = knob(0.5, 'probability of cutmix when both are on', low=0, high=1)
     mixup_mode: str = knob('batch', 'mix per', choices=('batch', 'pair', 'elem'))
     mixup_off_epoch: int = knob(0, 'stop mixing after this epoch', low=0)
-    smoothing: float = knob(0.1, 'label smoothing', low=0, high=1)
+    smoothing: float = knob(0.1, 'label smoothing', low=0, below=1)
     train_interpolation: str = knob('random', 'resize filter in training')
     drop: float = knob(0.0, 'dropout before the classifier', low=0, high=1)
     drop_path: float | None = knob(None, 'stochastic depth', low=0, high=1)
@@ -179,7 +182,7 @@ class Recipe:
 
     bn_momentum: float | None = knob(
         None, 'batch-norm momentum, in torch\'s sense', section='Batch norm', low=0, high=1)
-    bn_eps: float | None = knob(None, 'batch-norm epsilon')
+    bn_eps: float | None = knob(None, 'batch-norm epsilon', low=0)
     sync_bn: bool = knob(False, 'batch-norm statistics over all processes')
     dist_bn: str = knob(
         'reduce', 'share batch-norm buffers after each epoch', choices=('broadcast', 'reduce', ''))
@@ -188,7 +191,7 @@ class Recipe:
     model_ema_decay: float = knob(0.9998, 'decay of the average', low=0, high=1)
     model_ema_warmup: bool = knob(False, 'ramp the decay up from 0')
 
-    seed: int = knob(42, 'random seed', section='Run', low=0)
+    seed: int = knob(42, 'random seed', section='Run', low=0, high=4_000_000_000)
     worker_seeding: str = knob('all', 'timm\'s seeding of data workers', choices=('all', 'part'))
     log_interval: int = knob(50, 'updates between progress lines', low=1, free=True)
     val_interval: int = knob(1, 'epochs between evaluations', low=1)

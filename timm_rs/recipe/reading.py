@@ -4,8 +4,11 @@ A recipe is a flat YAML file whose keys are the argument names of timm's `train.
 (`--config`) and here (`--recipe`). What only our trainer can do sits in one nested block, `timm_rs:`.
 """
 
+import math
 import os
+import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ def check_value(name: str, value: Any, where: str, declared: type = Recipe) -> A
     if kind is list:
         if not isinstance(value, (list, tuple)):
             raise RecipeError(f'{where}: {name} must be a list such as [{_example(element)}], got {value!r}')
+        if not value and element is float:
+            raise RecipeError(f'{where}: {name} is an empty list; give it values or delete the line')
         value = [_scalar(name, element, item, where) for item in value]
         if field.metadata['nargs'] and len(value) != field.metadata['nargs']:
             raise RecipeError(f'{where}: {name} needs {field.metadata["nargs"]} values, got {len(value)}')
@@ -36,35 +41,63 @@ def check_value(name: str, value: Any, where: str, declared: type = Recipe) -> A
     else:
         value = _scalar(name, kind, value, where)
         numbers = [value]
-    low, high, choices = (field.metadata[key] for key in ('low', 'high', 'choices'))
+    choices = field.metadata['choices']
     if choices and value not in choices:
         shown = ', '.join(repr(choice) for choice in choices)
         raise RecipeError(f'{where}: {name} must be one of {shown}, got {value!r}.{nearest(str(value), choices)}')
     for number in numbers:
-        if low is not None and number < low or high is not None and number > high:
-            bounds = f'at least {low}' if high is None else f'between {low} and {high}'
-            raise RecipeError(f'{where}: {name} must be {bounds}, got {number}')
+        _check_number(name, number, field.metadata, where)
     return value
+
+
+def _check_number(name: str, number: Any, bounds: Mapping[str, Any], where: str) -> None:
+    if isinstance(number, dict):
+        for key, value in number.items():
+            if not isinstance(value, dict):
+                _check_number(f'{name}: {key}', value, {}, where)
+            if isinstance(value, str) and re.fullmatch(r'[-+]?\d+[eE][-+]?\d+', value):
+                raise RecipeError(f'{where}: {name}: {key} must be a number, got {value!r}{_number_hint(float, value)}')
+    elif isinstance(number, float) and not math.isfinite(number):
+        raise RecipeError(f'{where}: {name} must be finite, got {number}')
+    low, high, above, below = (bounds.get(key) for key in ('low', 'high', 'above', 'below'))
+    if (low is not None and number < low or high is not None and number > high
+            or above is not None and number <= above or below is not None and number >= below):
+        least = f'above {above}' if low is None else f'at least {low}'
+        most = '' if high is below is None else f' and below {below}' if high is None else f' and at most {high}'
+        wanted = f'between {low} and {high}' if None not in (low, high) else least + most
+        raise RecipeError(f'{where}: {name} must be {wanted}, got {number}')
 
 
 def _scalar(name: str, kind: type | None, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise RecipeError(f'{where}: {name} is too large a number') from None
+    if kind is str and isinstance(value, str) and '\0' in value:
+        raise RecipeError(f'{where}: {name} has a character 0 in it: {value!r}')
     if kind is not None and type(value) is kind:
         return value
     hint = ''
-    if kind in (int, float) and isinstance(value, str) and _is_number(value):
-        hint = f'; write {as_yaml(float(value))} (YAML 1.1 reads {value} as text: an exponent needs a dot before it)'
+    if kind in (int, float) and isinstance(value, str):
+        hint = _number_hint(kind, value)
+    elif kind is str and not isinstance(value, (list, dict)):
+        hint = '; put text in quotes' + (
+            ' (YAML 1.1 reads yes, no, on and off as true or false)' if isinstance(value, bool) else '')
     wanted = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text', dict: 'a mapping'}
     raise RecipeError(f'{where}: {name} must be {wanted.get(kind or str)}, got {value!r}{hint}')
 
 
-def _is_number(text: str) -> bool:
+def _number_hint(kind: type, text: str) -> str:
+    """What to write for a number that came as `text`, or nothing where it says none."""
     try:
-        float(text)
+        number = float(text)
     except ValueError:
-        return False
-    return True
+        return ''
+    if not math.isfinite(number) or kind is int and not number.is_integer():
+        return ''
+    reason = f'YAML 1.1 reads {text} as text: an exponent needs a dot before it' if 'e' in text.lower() else 'no quotes'
+    return f'; write {as_yaml(kind(number))} ({reason})'
 
 
 def _example(element: type | None) -> str:
@@ -73,17 +106,40 @@ def _example(element: type | None) -> str:
 
 # ---- the file ---------------------------------------------------------------------------------------------------
 
+PLAIN_INT = r'[-+]?(0|[1-9][0-9]*)'
+PLAIN_FLOAT = r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)'
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice (YAML keeps the last one silently)."""
+    """SafeLoader that refuses a key written twice (YAML keeps the last one silently), and ambiguous numbers."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+            line = key_node.start_mark.line + 1
+            if key_node.tag == 'tag:yaml.org,2002:merge':
+                continue  # <<, which gives way to what is written beside it
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise RecipeError(f'{self.name}:{line}: a list or mapping cannot be a key; is this a template with '
+                                  '{{ … }} that was not filled in?')
+            key = self.construct_object(key_node)
             if key in seen:
                 raise RecipeError(f'{self.name}:{line}: {key} is written twice (first in line {seen[key]})')
             seen[key] = line
         return super().construct_mapping(node, deep)
+
+    def construct_plain_number(self, node: yaml.ScalarNode) -> int | float:
+        """010, 0x10, 1:30 and 1_000 are 8, 16, 90 and 1000 to YAML 1.1, but hardly to whoever wrote them."""
+        is_whole = node.tag.endswith('int')
+        number = self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        if not re.fullmatch(PLAIN_INT if is_whole else PLAIN_FLOAT, node.value):
+            raise RecipeError(f'{self.name}:{node.start_mark.line + 1}: {node.value} is ambiguous: YAML 1.1 reads it '
+                              f'as {number}; write {as_yaml(number)}, or put text in quotes')
+        return number
+
+
+_StrictLoader.add_constructor('tag:yaml.org,2002:int', _StrictLoader.construct_plain_number)
+_StrictLoader.add_constructor('tag:yaml.org,2002:float', _StrictLoader.construct_plain_number)
 
 
 def find_recipe(name: str | os.PathLike[str]) -> Path:
@@ -119,11 +175,13 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise RecipeError(f'recipe {path} does not exist.{hint}') from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f'recipe {path} cannot be read: {error}') from None
-    loader = _StrictLoader(text)
-    loader.name = str(path)
     try:
+        loader = _StrictLoader(text)
+        loader.name = str(path)
         content = loader.get_single_data()
-    except yaml.YAMLError as error:
+    except RecipeError:
+        raise
+    except Exception as error:  # PyYAML lets through what Python says of !!int x, 2024-13-45 or a thousand brackets
         raise RecipeError(f'recipe {path} is not valid YAML: {" ".join(str(error).split())}') from None
     if not isinstance(content, dict):
         raise RecipeError(f'recipe {path} holds no "key: value" lines')

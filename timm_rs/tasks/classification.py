@@ -9,7 +9,7 @@ from timm.loss import create_classification_loss
 
 from timm_rs.data.datasets import class_to_index
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, blaming
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Metric, Task
 
@@ -29,9 +29,10 @@ class Classification(Task):
         super().__init__(recipe)
         of_bce = dict(bce_target_thresh=recipe.bce_target_thresh, bce_sum=recipe.bce_sum,
                       pos_weight=recipe.bce_pos_weight)
-        self.criterion = create_classification_loss(
-            'bce' if recipe.bce_loss else 'ce', smoothing=recipe.smoothing, soft_targets=recipe.mixes_images,
-            **of_bce if recipe.bce_loss else {})
+        with blaming('the loss (smoothing, bce_…) cannot be built'):
+            self.criterion = create_classification_loss(
+                'bce' if recipe.bce_loss else 'ce', smoothing=recipe.smoothing, soft_targets=recipe.mixes_images,
+                **of_bce if recipe.bce_loss else {})
 
     def classes(self, dataset: Any) -> dict[Any, int]:
         return class_to_index(dataset)

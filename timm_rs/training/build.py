@@ -6,13 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from timm.data import resolve_data_config
+from timm.data.loader import adapt_to_chs
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 
 from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, blaming
 from timm_rs.models.batch_norm import group_batch_norm
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Task
@@ -47,7 +49,9 @@ def create_training(model: Any, data_config: dict[str, Any], recipe: Recipe, dev
     settings = create_step_settings(recipe)
     wrapped: Any = model
     if recipe.torchcompile:
-        wrapped = torch.compile(model, backend=recipe.torchcompile, mode=recipe.torchcompile_mode)
+        backend, mode = recipe.torchcompile, recipe.torchcompile_mode
+        with blaming(f'torchcompile {backend}, torchcompile_mode {mode} cannot be used'):
+            wrapped = torch.compile(model, backend=backend, mode=mode)
     return Training(
         # `model` keeps the weights under their plain names.
         model=model, wrapped=device.data_parallel(wrapped, broadcast_buffers=not recipe.no_ddp_bb),
@@ -76,28 +80,7 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
         raise UserError('torchcompile does not go with device xla, which compiles whole steps itself')
     if device.is_lazy and recipe.amp and recipe.amp_dtype == 'float16':
         raise UserError('mixed precision on device xla is bfloat16: give --amp-dtype bfloat16')
-    overlay = None
-    if recipe.pretrained_path:
-        if not Path(recipe.pretrained_path).is_file():
-            raise UserError(f'pretrained_path {recipe.pretrained_path} does not exist')
-        if Path(recipe.pretrained_path).suffix != '.npz':  # which NumPy reads, without pickles
-            load_plain(Path(recipe.pretrained_path))  # timm reads it again, and reports what is wrong in many ways
-        overlay = dict(file=recipe.pretrained_path, num_classes=-1)  # -1: always adapt the head
-    try:
-        for module in recipe.device_modules or ():
-            importlib.import_module(module)
-        if recipe.fast_norm:
-            set_fast_norm()
-        model: Any = task.create_model(
-            model_name=recipe.model, pretrained=recipe.pretrained or bool(overlay), pretrained_cfg_overlay=overlay,
-            in_chans=recipe.channels, num_classes=recipe.num_classes,
-            drop_rate=recipe.drop, drop_path_rate=recipe.drop_path, drop_block_rate=recipe.drop_block,
-            global_pool=recipe.gp, bn_momentum=recipe.bn_momentum, bn_eps=recipe.bn_eps, **recipe.model_kwargs)
-        data_config = resolve_data_config(dataclasses.asdict(recipe), model=model)
-        if recipe.grad_checkpointing:
-            model.set_grad_checkpointing(True)
-    except (ImportError, RuntimeError, ValueError, TypeError, AssertionError, AttributeError, OSError) as error:
-        raise UserError(f'model {recipe.model} cannot be built: {error}') from error
+    model, data_config = create_network(recipe, task)
     with torch.no_grad():
         if recipe.head_init_scale is not None:
             model.get_classifier().weight.mul_(recipe.head_init_scale)
@@ -122,3 +105,45 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
         model = group_batch_norm(model, group_size)
     memory_format = torch.channels_last if recipe.channels_last and not device.is_lazy else torch.preserve_format
     return model.to(device.torch_device, memory_format=memory_format), data_config
+
+
+def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
+    """The model as timm makes it, on the CPU, and its data configuration.
+
+    Of models that have their image size in their weights it is the recipe's. Raises UserError for what timm refuses.
+    """
+    overlay = None
+    if recipe.pretrained_path:
+        if not Path(recipe.pretrained_path).is_file():
+            raise UserError(f'pretrained_path {recipe.pretrained_path} does not exist')
+        if Path(recipe.pretrained_path).suffix != '.npz':  # which NumPy reads, without pickles
+            load_plain(Path(recipe.pretrained_path))  # timm reads it again, and reports what is wrong in many ways
+        overlay = dict(file=recipe.pretrained_path, num_classes=-1)  # -1: always adapt the head
+    with blaming(f'model {recipe.model} cannot be built'):
+        for module in recipe.device_modules or ():
+            importlib.import_module(module)
+        if recipe.fast_norm:
+            set_fast_norm()
+        model: Any = task.create_model(
+            model_name=recipe.model, pretrained=recipe.pretrained or bool(overlay), pretrained_cfg_overlay=overlay,
+            in_chans=recipe.channels, num_classes=recipe.num_classes,
+            drop_rate=recipe.drop, drop_path_rate=recipe.drop_path, drop_block_rate=recipe.drop_block,
+            global_pool=recipe.gp, bn_momentum=recipe.bn_momentum, bn_eps=recipe.bn_eps,
+            **fixed_size(recipe.model, recipe.input_size[1:] if recipe.input_size else recipe.img_size)
+            | recipe.model_kwargs)
+        if recipe.grad_checkpointing:
+            model.set_grad_checkpointing(True)
+    channels = recipe.channels or getattr(model, 'pretrained_cfg', {}).get('input_size', (3,))[0]
+    for name in ('mean', 'std'):
+        if (given := getattr(recipe, name)) is not None and len(given) not in (1, channels):
+            raise UserError(f'{name} needs a value for each of {channels} channels, or one for all, got {given}')
+    with blaming(f'input_size, crop_pct, interpolation, … do not suit {recipe.model}'):
+        data_config = resolve_data_config(dataclasses.asdict(recipe), model=model)
+    # timm's loader does so, too, but not whoever reads the configuration of a model with other channels than usual.
+    return model, data_config | {name: adapt_to_chs(data_config[name], channels) for name in ('mean', 'std')}
+
+
+def fixed_size(name: str, size: int | list[int] | None) -> dict[str, Any]:
+    """The argument img_size for images of `size` (pixels), if the timm model `name` has it in its weights."""
+    is_fixed = size and ':' not in name and getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False)
+    return dict(img_size=size) if is_fixed else {}

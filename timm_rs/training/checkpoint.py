@@ -48,7 +48,7 @@ class Checkpoints:
             if not _digest_path(path).exists():
                 _write_digest(path)
             if path.name == LAST and content['epoch'] in epochs:
-                self._link(path, content['epoch'], is_best=epochs[0] == content['epoch'])
+                self._link(path, content['epoch'], is_best=_is_best(history, content['epoch']))
         self.history = [entry for entry in history if self._path(entry[0]).exists()]
 
     def save(self, state: dict[str, Any], epoch: int, metric: float) -> None:
@@ -63,7 +63,7 @@ class Checkpoints:
         with self._errors(last):
             self._write(last, state | dict(epoch=epoch, metric=metric, history=[list(entry) for entry in kept]))
             if (epoch, metric) in kept:
-                self._link(last, epoch, is_best=kept[0][0] == epoch)
+                self._link(last, epoch, is_best=_is_best(kept, epoch))
             for old, _ in dropped:
                 _remove(self._path(old))
         self.history = kept
@@ -108,6 +108,12 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise UserError(f'checkpoint {path} could not be written: {error}. Earlier checkpoints are intact; free '
                             'some space, or choose another --output') from error
+
+
+def _is_best(ranking: list[tuple[int, float]], epoch: int) -> bool:
+    """Whether `epoch` is the first of `ranking`, and not for want of any with a metric."""
+    best, metric = ranking[0]
+    return best == epoch and not math.isnan(metric)
 
 
 def _digest_path(path: Path) -> Path:

@@ -3,7 +3,7 @@
 import torch
 
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, first_line
 from timm_rs.training.state import StepSettings
 
 _MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
@@ -26,6 +26,15 @@ def explain(error: BaseException, settings: StepSettings, device: Device, go_on:
         return UserError(f'out of memory with batches of {settings.batch_size} images: try --batch-size {smaller} '
                          f'--grad-accum-steps {steps} (as many images per update), --grad-checkpointing or --amp; '
                          f'{go_on}')
+    if 'Expected more than 1 value per channel' in text:
+        return UserError(f'batch norm needs more than one value per channel, which batches of {settings.batch_size} '
+                         'images of this size do not give it: raise --batch-size or --img-size')
+    if 'cannot be converted to type' in text and 'overflow' in text:
+        return UserError(f'the optimizer cannot compute with numbers this large ({first_line(error)}): lower lr, '
+                         'weight_decay, layer_decay or what else is large')
+    if type(error).__module__.startswith('torch._dynamo'):
+        return UserError(f'the model cannot be compiled: {first_line(error)}; leave out --torchcompile, or choose '
+                         'another backend')
     if 'DataLoader worker' in text and ('killed by signal' in text or 'exited unexpectedly' in text):
         return UserError(f'a data worker was killed, perhaps for want of memory: try fewer --workers; {go_on}')
     if device.is_distributed and isinstance(error, RuntimeError) and any(words in text for words in _PEERS):

@@ -1,5 +1,6 @@
 """A run's folder, rows, checkpoints, signals and faults, around the loop over epochs."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -58,6 +59,10 @@ def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any,
         f'images; lr {training.optimizer.defaults["lr"]:.4g}; {device.num_devices} x {device.torch_device}; '
         + (f'epochs {position.epoch + 1} to {training.num_epochs}' if position.epoch < training.num_epochs
            else 'nothing left to train') + f'\neverything is written to {folder}')
+    if recipe.sched != 'none' and not recipe.warmup_prefix and recipe.warmup_epochs >= training.num_epochs:
+        device.say(
+            f'the warm-up of {recipe.warmup_epochs} epochs does not end within the {training.num_epochs} of this run: '
+            f'the learning rate stays below {training.optimizer.defaults["lr"]:.4g} unless you lower --warmup-epochs')
     return Run(training, device, position, checkpoints, summary, bad_samples, metric,
                Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval))
 
@@ -116,14 +121,18 @@ class Run:
 
     def finish_epoch(self, row: dict[str, Any], is_evaluated: bool) -> None:
         """Go on to the next epoch; with a checkpoint and the `row` in the summary, if this one is evaluated."""
-        training, epoch = self.training, self.position.epoch
+        training, epoch, position = self.training, self.position.epoch, self.position
+        if epoch + 1 == training.num_epochs and 0 < position.update <= position.skipped:
+            raise NonFiniteError(f'all {position.update} updates were left out, since the loss or a gradient was not '
+                                 'finite: lower the learning rate, warm up longer or clip gradients')
         row['lr'] = training.optimizer.param_groups[0]['lr']
         if training.schedule is not None:
             training.schedule.step(epoch + 1, row.get(self.metric))
-        self.position.start_epoch(epoch + 1)
+        position.start_epoch(epoch + 1)
         if is_evaluated:
             self.summary.rows.append(row)
-            self._save(self._save_epoch, epoch, row[self.metric])
+            is_usable = math.isfinite(row.get('eval_loss', 0.0))  # weights of NaN may still get the first class right
+            self._save(self._save_epoch, epoch, row[self.metric] if is_usable else math.nan)
         scores = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name not in ('epoch', 'lr'))
         self.progress.say(f'epoch {epoch + 1}/{training.num_epochs} done in '
                           f'{time.perf_counter() - self.started:.1f} s:  {scores}')
@@ -170,6 +179,9 @@ class Run:
             raise UserError(self.unsaved)
         if self.checkpoints.best:
             epoch, metric = self.checkpoints.best
+            if math.isnan(metric):
+                raise UserError('no epoch ended with a loss that is finite, so there is no best one: lower the '
+                                'learning rate, warm up longer or clip gradients')
             print(f'best {self.metric} {metric:.4g} in epoch {epoch + 1}: {self.folder / BEST}')
 
 

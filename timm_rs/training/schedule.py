@@ -10,7 +10,7 @@ from timm.scheduler import CosineLRScheduler, create_scheduler_v2, scheduler_kwa
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, blaming
 from timm_rs.recipe.knobs import Recipe
 
 
@@ -27,10 +27,14 @@ def create_optimizer(model: nn.Module, recipe: Recipe, num_devices: int) -> torc
         if recipe.layer_decay is not None:
             raise UserError('weight_decay_rule tf and layer_decay both group the parameters: set one of the two')
         options['param_group_fn'] = all_but_batch_norm_decay
-    try:
-        return create_optimizer_v2(model, **options)  # type: ignore[no-any-return]
-    except (ValueError, TypeError, AssertionError, ImportError) as error:
-        raise UserError(f'optimizer {recipe.opt} cannot be built: {error}') from error
+    with blaming(f'optimizer {recipe.opt} cannot be built'):
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **options)
+    usual = inspect.signature(type(optimizer)).parameters.get('betas')
+    if recipe.opt_betas and usual and len(recipe.opt_betas) != len(usual.default):
+        raise UserError(f'optimizer {recipe.opt} takes {len(usual.default)} opt_betas, got {recipe.opt_betas}')
+    if getattr(optimizer, 'is_second_order', False):
+        raise UserError(f'optimizer {recipe.opt} needs second derivatives, which are not computed here: take another')
+    return optimizer
 
 
 def _is_fused(model: nn.Module, name: str, given: dict[str, Any]) -> bool:
@@ -66,15 +70,26 @@ def create_schedule(
     `lower_is_better` is for the metric that a plateau is seen by. Raises UserError for settings that timm's schedule
     does not allow.
     """
-    try:
+    if recipe.lr_noise and recipe.lr_noise_std > 100 * recipe.lr_noise_pct:  # timm draws until it finds one within it
+        raise UserError(f'lr_noise_std {recipe.lr_noise_std} is so much more than lr_noise_pct {recipe.lr_noise_pct} '
+                        'that hardly any noise is within that limit')
+    with blaming(f'schedule {recipe.sched} cannot be built'):
         schedule, num_epochs = create_scheduler_v2(
             optimizer, **scheduler_kwargs(recipe, decreasing_metric=lower_is_better),
             updates_per_epoch=updates_per_epoch)
-    except (ValueError, AssertionError) as error:
-        raise UserError(f'schedule {recipe.sched} cannot be built: {error}') from error
+        if schedule is not None and recipe.sched != 'plateau':  # which follows the metric
+            check_rates(schedule, num_epochs, updates_per_epoch if recipe.sched_on_updates else 1)
     if recipe.schedule == 'tf' and isinstance(schedule, CosineLRScheduler):
         end_warm_up_on_the_cosine(schedule)
     return schedule, num_epochs
+
+
+def check_rates(schedule: Scheduler, num_epochs: int, steps_per_epoch: int) -> None:
+    """Raise ValueError, or whatever `schedule` does, if a learning rate on the way is none; looks at 1000 epochs."""
+    for epoch in (*range(0, num_epochs, max(num_epochs // 1000, 1)), num_epochs):
+        for rate in schedule._get_lr(epoch * steps_per_epoch):
+            if not abs(rate) <= torch.finfo(torch.float32).max:
+                raise ValueError(f'it gives the learning rate {rate} in epoch {epoch + 1}')
 
 
 def end_warm_up_on_the_cosine(schedule: CosineLRScheduler) -> None:

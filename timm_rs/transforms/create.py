@@ -4,7 +4,6 @@ timm's transforms say what is to be done. Those that most recipes use are done h
 decoding, or as in the authors' release where the recipe wants it; all others run as they are, on PIL images.
 """
 
-import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +15,19 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import CenterCrop, RandomHorizontalFlip, RandomVerticalFlip, Resize
 
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, blaming
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.crops import Flip, OnPil, RandomResizedCrop, ResizedCenterCrop, Rng, WholeImage
+from timm_rs.transforms.crops import Flip, OnPil, RandomResizedCrop, ResizedCenterCrop, Rng, WholeImage, resizes_whole
 from timm_rs.transforms.decode import Picture, Pixels, open_picture
 from timm_rs.transforms.official_crops import EvalCrop, OfficialEvalCrop, OfficialTrainCrop, TrainCrop
 from timm_rs.transforms.official_randaugment import RandAugment
 
 CropStep: TypeAlias = Callable[[Picture, Rng], Pixels]
 PixelStep: TypeAlias = Callable[[Pixels, Rng], Pixels]
+
+SETTINGS = 'the augmentation settings (aa, scale, ratio, train_interpolation, …) cannot be used'
+# Channels of Pillow's modes with 8 bits each, to which it converts others.
+MODES = {'L': 1, 'LA': 2, 'RGB': 3, 'YCbCr': 3, 'HSV': 3, 'RGBA': 4, 'CMYK': 4}
 
 
 class Transform:
@@ -56,6 +59,7 @@ def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: b
     ours = [f'{name}: tf' for name in ('randaugment', 'preprocessing') if getattr(recipe, name) == 'tf']
     if ours and (channels != 3 or recipe.input_img_mode not in (None, 'RGB')):
         raise UserError(f'{ours[0]} works on RGB images; drop it, or input_img_mode, in_chans and input_size')
+    check_mode(recipe.image_mode, channels)
     if recipe.randaugment == 'tf':
         official_randaugment(recipe.aa)
     if recipe.preprocessing == 'tf':
@@ -69,8 +73,16 @@ def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: b
                 raise UserError(f'preprocessing: tf needs {name}: {allowed[-1]}, got {value}')
         if height != width:
             raise UserError(f'preprocessing: tf makes square images, got input_size {data_config["input_size"]}')
-    with _blaming_settings():
+    with blaming(SETTINGS):
         return _create_transform(recipe, data_config, is_training)
+
+
+def check_mode(mode: str, channels: int) -> None:
+    """Raise UserError unless pixels of Pillow's `mode` are bytes, one for each of the model's input `channels`."""
+    fitting = [name for name, number in MODES.items() if number == channels]
+    if mode not in fitting:
+        remedy = f'give --input-img-mode {" or ".join(fitting)}' if fitting else 'images have 1 to 4 of them'
+        raise UserError(f'input_img_mode {mode} does not go with {channels} input channels: {remedy}')
 
 
 def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
@@ -89,28 +101,20 @@ def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: 
     elif isinstance(steps[0], Resize) and isinstance(steps[0].size, int) and isinstance(steps[1], CenterCrop):
         crop, steps = ResizedCenterCrop(steps[0].size, size, steps[0].interpolation), steps[2:]
     else:
-        crop = WholeImage()
+        crop = WholeImage(only_middle=resizes_whole(steps[0]))
     return Transform(recipe.image_mode, crop, _on_arrays(
         steps, official_randaugment(recipe.aa) if recipe.randaugment == 'tf' else None))
 
 
 def create_timm_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Any:
     """What timm's train.py does with the recipe. Raises UserError for settings that timm cannot read."""
-    with _blaming_settings():
+    check_mode(recipe.image_mode, data_config['input_size'][0])
+    with blaming(SETTINGS):
         return timm.data.create_transform(
             data_config['input_size'], is_training=is_training, use_prefetcher=True, mean=data_config['mean'],
             std=data_config['std'], crop_pct=data_config['crop_pct'], crop_mode=data_config['crop_mode'],
             **(build_augmentation(recipe, data_config) if is_training else
                dict(interpolation=data_config['interpolation'])))
-
-
-@contextlib.contextmanager
-def _blaming_settings() -> Iterator[None]:
-    try:
-        yield
-    except (AssertionError, LookupError, ValueError, TypeError) as error:
-        raise UserError('the augmentation settings (aa, scale, ratio, train_interpolation, …) cannot be used: '
-                        f'{type(error).__name__} {error}') from error
 
 
 def build_augmentation(recipe: Recipe, data_config: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
+from timm.data.transforms import ResizeKeepRatio
+from torchvision.transforms import Compose, InterpolationMode, Resize
 
-from timm_rs.transforms.decode import Box, Picture, Pixels, resize
+from timm_rs.errors import UserError
+from timm_rs.transforms.decode import BadImage, Box, Picture, Pixels, middle, resize
 
 Rng: TypeAlias = np.random.Generator
 
@@ -51,33 +53,66 @@ class RandomResizedCrop:
             if 0 < box_height <= height and 0 < box_width <= width:
                 top, left = rng.integers((height - box_height + 1, width - box_width + 1)).tolist()
                 return top, left, box_height, box_width
-        box_height = min(height, round(width / min(self.ratio)))
-        box_width = min(width, round(height * max(self.ratio)))
+        box_height = max(min(height, round(width / min(self.ratio))), 1)
+        box_width = max(min(width, round(height * max(self.ratio))), 1)
         return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 class ResizedCenterCrop:
     """The image with its short side resized to `short_side`, and of that the `size` (height, width) in the middle.
 
-    Source: torchvision's Resize and CenterCrop, to the same pixels' places.
+    Source: torchvision's Resize and CenterCrop, to the same pixels' places. Of very long images only the `middle`.
     """
 
     def __init__(self, short_side: int, size: tuple[int, int], interpolation: InterpolationMode):
         self.short_side, self.size, self.interpolation = short_side, size, interpolation.value
 
     def __call__(self, picture: Picture, rng: Rng) -> Pixels:
-        short = min(picture.height, picture.width)
-        height, width = (int(self.short_side * side / short) for side in (picture.height, picture.width))
-        pixels = resize(picture.pixels(), height, width, self.interpolation)
+        box = middle(picture.height, picture.width)
+        height, width = (int(self.short_side * side / min(box[2:])) for side in box[2:])
+        pixels = resize(picture.pixels(box), height, width, self.interpolation)
         top, left = (round((have - want) / 2) for have, want in zip((height, width), self.size, strict=True))
-        return pixels[top:top + self.size[0], left:left + self.size[1]]
+        return pixels[top:top + self.size[0], left:left + self.size[1]].copy()  # all else can be forgotten
 
 
 class WholeImage:
-    """The picture as it is, for timm's own transforms to work on."""
+    """The picture as it is, or its `middle`, for timm's own transforms to work on."""
+
+    def __init__(self, only_middle: bool = False):
+        self.only_middle = only_middle
 
     def __call__(self, picture: Picture, rng: Rng) -> Pixels:
-        return picture.pixels()
+        return picture.pixels(middle(picture.height, picture.width) if self.only_middle else None)
+
+
+def resizes_whole(step: object) -> bool:
+    """Whether a transform of timm's brings the short side of an image to a size, and so makes the other one any."""
+    return isinstance(step, Resize) and isinstance(step.size, int) or isinstance(
+        step, ResizeKeepRatio) and step.longest < 1
+
+
+class OfLimitedLength:
+    """timm's transform of PIL images, for its own loader; it sees of very long images only the `middle`.
+
+    Raises UserError for an image that the transform cannot use, since timm's loader skips only what it cannot open.
+    """
+
+    def __init__(self, transform: Compose):
+        self.transform, self.only_middle = transform, resizes_whole(transform.transforms[0])
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        if self.only_middle:
+            top, left, height, width = middle(image.height, image.width)
+            if (height, width) != (image.height, image.width):
+                image = image.crop((left, top, left + width, top + height))
+        try:
+            return self.transform(image)  # type: ignore[no-any-return]
+        except (ArithmeticError, ValueError) as error:
+            raise UserError(f'an image of {image.width} x {image.height} pixels cannot be used: {error}; remove '
+                            'it, or take --loader fast, which leaves it out') from error
 
 
 # ---- steps: pixels in, pixels out -------------------------------------------------------------------------------
@@ -104,7 +139,10 @@ class OnPil:
         image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
         with seeded(int(rng.integers(2**32))):
             for step in self.steps:
-                image = step(image)
+                try:
+                    image = step(image)
+                except (ArithmeticError, ValueError) as error:  # of an image without a pixel left, for example
+                    raise BadImage(f'{type(step).__name__} cannot use it: {error}') from error
         return np.atleast_3d(np.asarray(image))
 
 

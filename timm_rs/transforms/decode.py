@@ -21,6 +21,8 @@ from torch.nn.functional import interpolate
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # (height, width, channels)
 Box: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
 
+MAX_ASPECT = 100  # how many times as long as wide an image may be that is resized whole
+
 _START_OF_SCAN, _PROGRESSIVE = 0xDA, 0xC2
 _FRAMES = 0xC0, 0xC1, _PROGRESSIVE  # all with Huffman codes; the first two are sequential
 
@@ -48,7 +50,8 @@ def open_picture(source: bytes | Image.Image, mode: str = 'RGB') -> Picture:
     """The image in a file's bytes, or an open Pillow image, as `mode`: any of Pillow's with 8 bits per channel.
 
     Like timm, this does not turn images as their EXIF data says. 16-bit grayscale keeps its high byte, where Pillow
-    would clip. Raises BadImage for what is no image, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+    would clip; whole numbers of 32 bits and fractions are clipped to 0..255, as Pillow does. Raises BadImage for what
+    is no image, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
     """
     if isinstance(source, Image.Image):
         return _PillowPicture(source, mode)
@@ -71,6 +74,16 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: str = 'bicubi
         raise ValueError(f'unknown interpolation {interpolation}') from None
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     return _channels_last(np.array(image.resize((width, height), resample)))
+
+
+def middle(height: int, width: int) -> Box:
+    """What may be resized whole: everything, but of an image more than `MAX_ASPECT` times as long as wide the middle.
+
+    A line of 1 x 40,000 pixels would otherwise become 10 million pixels long before its centre is cut out.
+    """
+    most = MAX_ASPECT * min(height, width)
+    kept_height, kept_width = (min(side, most + (side - most) % 2) for side in (height, width))  # the centre stays
+    return (height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width
 
 
 def check_image(image: Any) -> None:
@@ -149,7 +162,7 @@ class _PillowPicture:
         with _pillow_deciding():
             image = self.image
             image.load()
-            if image.mode == 'I' or image.mode.startswith('I;16'):
+            if image.mode.startswith('I;16') or image.mode == 'I' and image.format == 'PPM':  # made 16-bit
                 image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
             pixels = np.array(image if image.mode == self.mode else image.convert(self.mode))
         return _channels_last(pixels)[top:top + height, left:left + width]

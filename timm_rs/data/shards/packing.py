@@ -317,10 +317,11 @@ def encode(source: bytes | Image.Image, short_side: int, quality: int) -> tuple[
         if is_ready or (not short_side and image.format in KEPT_FORMATS):
             return source, KEPT_FORMATS[str(image.format)]
     content = io.BytesIO()
+    if short_side or image.mode not in ('L', 'RGB'):
+        image = Image.fromarray(open_picture(image).pixels())  # the pixels that training sees, also of 16-bit images
     if not short_side:
-        (image if image.mode in ('L', 'RGB') else image.convert('RGB')).save(content, 'PNG')
+        image.save(content, 'PNG')
         return content.getvalue(), 'png'
-    image = Image.fromarray(open_picture(image).pixels())  # the pixels that training sees, also of 16-bit images
     scale = short_side / min(image.size)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
