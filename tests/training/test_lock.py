@@ -53,7 +53,7 @@ def test_a_kill_frees_the_folder_although_children_live_on(holder, tmp_path):
     with FolderLock() as lock:
         lock.take(tmp_path)
         assert f'process {os.getpid()} ' in (tmp_path / '.lock').read_text()
-    assert (tmp_path / '.lock').read_text() == ''
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('failure', [OSError(errno.ENOLCK, 'No locks available'), ImportError()])
@@ -65,3 +65,18 @@ def test_where_there_are_no_locks_it_is_said_once(tmp_path, monkeypatch, capsys,
         lock.take(tmp_path)
     out = capsys.readouterr().out
     assert f'{tmp_path} cannot be locked' in out and out.count('\n') == 1
+
+
+def test_a_file_that_its_run_has_just_removed_is_not_the_lock(tmp_path, monkeypatch):
+    genuine, runs = fcntl.lockf, [FolderLock(), FolderLock()]
+
+    def lockf(*arguments):
+        if runs[0].file is not None and runs[1].file is not None:
+            runs[0].__exit__()  # between opening and locking
+        genuine(*arguments)
+    monkeypatch.setattr(fcntl, 'lockf', lockf)
+    for run in runs:
+        run.take(tmp_path)
+    assert f'process {os.getpid()} ' in (tmp_path / '.lock').read_text()
+    runs[1].__exit__()
+    assert not list(tmp_path.iterdir())

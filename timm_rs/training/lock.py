@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from pathlib import Path
+from typing import IO
 
 from timm_rs.errors import UserError
 
@@ -26,42 +27,57 @@ class FolderLock:
     """
 
     def __init__(self) -> None:
-        self.descriptor: int | None = None
+        self.file: IO[bytes] | None = None
 
     def take(self, folder: Path) -> None:
         """Make `folder` ours; says so, and goes on without, where there are no locks.
 
         Raises FolderBusy, which names who has it, and OSError where a file cannot be made in `folder`.
         """
-        self.descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            import fcntl  # which Windows does not have
-            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (ImportError, OSError) as error:
-            if getattr(error, 'errno', None) not in (errno.EACCES, errno.EAGAIN):
+        self.path = folder / LOCK
+        while self.file is None:
+            self.file = open(self.path, 'a+b', buffering=0)  # noqa: SIM115  (until the run ends)
+            try:
+                import fcntl  # which Windows does not have
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (ImportError, OSError) as error:
+                if getattr(error, 'errno', None) in (errno.EACCES, errno.EAGAIN):
+                    raise self._busy() from None
                 reason = getattr(error, 'strerror', None) or 'this system does not'
                 print(f'{folder} cannot be locked ({reason}): see to it that no second run uses it', flush=True)
-                return
-            holder = os.read(self.descriptor, 1000).decode(errors='replace').strip()
-            self._close()
-            raise FolderBusy(f'{folder} is in use: {holder or "another process"} trains there; wait for its end, stop '
-                             'it, or choose another --experiment') from None
+            if not self._is_there():  # the run before has just removed it at its end
+                self._close()
         now = datetime.datetime.now().astimezone()
         holder = f'process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%d %H:%M:%S%z}\n'
         with contextlib.suppress(OSError):  # a full disk, say; the lock is ours without a name, too
-            os.ftruncate(self.descriptor, 0)
-            os.write(self.descriptor, holder.encode(errors='replace'))
+            self.file.truncate(0)
+            self.file.write(holder.encode(errors='replace'))
 
     def __enter__(self) -> 'FolderLock':
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self.descriptor, 0)
-            self._close()  # the file stays: whoever has opened it by now must not lock one that is gone
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # while it is ours still
+                self.path.unlink()
+            self._close()
+
+    def _busy(self) -> FolderBusy:
+        assert self.file is not None
+        self.file.seek(0)
+        holder = self.file.read(1000).decode(errors='replace').strip() or 'another process'
+        self._close()
+        return FolderBusy(f'{self.path.parent} is in use: {holder} trains there; wait for its end, stop it, or choose '
+                          'another --experiment')
+
+    def _is_there(self) -> bool:
+        assert self.file is not None
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def _close(self) -> None:
-        assert self.descriptor is not None
-        os.close(self.descriptor)
-        self.descriptor = None
+        assert self.file is not None
+        self.file.close()
+        self.file = None
