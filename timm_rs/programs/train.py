@@ -35,6 +35,7 @@ from timm_rs.tasks.task import Task
 from timm_rs.training.build import build_model, build_training, create_step_settings
 from timm_rs.training.checkpoint import SUFFIX, describe, load_weights, read_checkpoint
 from timm_rs.training.engine import evaluate, share_batch_norm, train_updates, validate
+from timm_rs.training.measured import create_record
 from timm_rs.training.run import open_run
 
 
@@ -116,10 +117,10 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
     metrics = evaluate(model, loader, task, create_step_settings(recipe), device)
     bad = dict(device.gather(loader.take_problems()))
     results = dict(
-        model=recipe.model, checkpoint=path.name, weights='ema' if weights == 'state_dict_ema' else 'raw',
-        **task.results(metrics), num_samples=metrics['num_samples'], param_count=round(count_parameters(model), 2),
-        img_size=data_config['input_size'][-1], crop_pct=data_config['crop_pct'],
-        interpolation=data_config['interpolation'],
+        model=recipe.model, weights='ema' if weights == 'state_dict_ema' else 'raw', **task.results(metrics),
+        num_samples=metrics['num_samples'], num_classes=len(task.classes(validation_set)) or model.num_classes,
+        param_count=round(count_parameters(model), 2), img_size=data_config['input_size'][-1],
+        **create_record(recipe, data_config, path, content.get('args')),
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
     if device.is_primary:
         for name, reason in bad.items():
