@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     device.keep_freed_memory()
     random_seed(recipe.seed, device.rank)
     try:
-        if arguments.eval:
+        if arguments.eval is not None:
             run_evaluation(Path(arguments.eval), recipe, task, device)
         else:
             run_training(recipe, task, device)

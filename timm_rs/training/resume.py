@@ -13,6 +13,7 @@ from torch import nn
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import FIELDS, Recipe
+from timm_rs.recipe.reading import as_yaml
 from timm_rs.training.checkpoint import Checkpoints, describe, load_weights, read_checkpoint
 from timm_rs.training.state import Position, Training
 
@@ -184,7 +185,8 @@ def _choose(wanted: str, checkpoints: Checkpoints, device: Device) -> tuple[Path
 def _check_recipe(now: dict[str, Any], before: dict[str, Any], source: str) -> None:
     free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
     changed = [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
-               if name in before and name not in free and before[name] != now[name]]
+               if name in before and name not in free and before[name] != now[name]
+               and as_yaml(before[name]) != as_yaml(now[name])]  # a tuple of the command line is a list in args.yaml
     if changed:
         raise UserError(f'the recipe is not that of {source}: {", ".join(changed)}; give the same values, or insist '
                         'with --allow-recipe-change')
