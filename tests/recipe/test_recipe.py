@@ -72,6 +72,13 @@ def test_command_line_wins_over_file_wins_over_default(tmp_path):
     assert (sources['momentum'], sources['batch_size']) == (str(path), 'default')
 
 
+@pytest.mark.parametrize('name', [name for name in FIELDS if value_type(name)[0] is bool])
+def test_a_switch_is_on_by_its_name_and_off_by_no(name):
+    option = name.replace('_', '-')
+    for value, spelled in ((True, f'--{option}'), (False, f'--no-{option}')):
+        assert getattr(parse(spelled)[0], name) is value
+
+
 @pytest.mark.parametrize('option', ['--recipe', '--config', '-c'])
 def test_recipe_option_has_aliases(tmp_path, option):
     assert parse(option, recipe_file(tmp_path, 'epochs: 7'))[0].epochs == 7

@@ -45,6 +45,14 @@ class KeyValues(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
+class Switch(argparse.BooleanOptionalAction):
+    """`--amp` and `--no-amp`. Of a knob that begins with no itself, such as no_aug, Python would take both for off."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
+
+
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the option --recipe and one option per knob, grouped as in `Recipe`, absent unless given."""
     parser.add_argument(
@@ -63,7 +71,7 @@ def add_knob(
     options: dict[str, Any] = dict(dest=prefix + name, default=argparse.SUPPRESS)
     options['help'] = (metadata['help'] + f' [{as_yaml(default)}]').replace('%', '%%')
     if kind is bool:
-        options['action'] = argparse.BooleanOptionalAction
+        options['action'] = Switch
     elif kind is dict:
         options.update(nargs='*', action=KeyValues, metavar='KEY=VALUE')
     elif kind is list:

@@ -99,6 +99,10 @@ def _resume_from(
     source = describe(path, content)
     if 'optimizer' not in content or 'epoch' not in content:
         raise UserError(f'checkpoint {path} holds weights only; start from it with --initial-checkpoint')
+    if content.get('is_foreign') and not recipe.no_resume_opt:
+        raise UserError(f'{source} is of another program, which saves no random states, so that its run cannot go on '
+                        'exactly: start from its weights with --initial-checkpoint, or go on at its epoch with '
+                        '--no-resume-opt, a fresh optimizer')
     if not (recipe.allow_recipe_change or recipe.no_resume_opt):
         _check_recipe(training.origin['args'], content.get('args') or {}, source)
     load_weights(training.model, content['state_dict'], source)

@@ -7,8 +7,8 @@ from typing import Any
 from timm_rs.data.class_names import read_class_names
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe.knobs import Recipe
-from timm_rs.recipe.reading import read_file
+from timm_rs.recipe.knobs import FIELDS, Recipe
+from timm_rs.recipe.reading import check_value, read_file
 from timm_rs.tasks import create_task
 from timm_rs.tasks.task import Task
 from timm_rs.training.build import build_model
@@ -16,6 +16,7 @@ from timm_rs.training.checkpoint import BEST, LAST, SUFFIX, describe, load_weigh
 from timm_rs.training.measured import Measured, Setting, create_setting, read_evaluation, read_summary
 
 MEASURED = ('summary.csv', 'eval.json')
+MADE_BY_TIMM = {'model', 'num_classes', 'img_size', 'crop_pct', 'gp'}  # names that its arguments always have
 
 
 @dataclasses.dataclass
@@ -98,6 +99,8 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
 def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
     """What the checkpoint says it was trained with, otherwise the args.yaml beside it."""
     values, source = content.get('args'), path
+    if content.get('is_foreign') and isinstance(values, dict):
+        values = _values_of_timm(values, path)
     if not isinstance(values, dict):
         source = path.with_name('args.yaml')
         if not source.is_file():
@@ -107,3 +110,17 @@ def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
     if unknown:
         raise UserError(f'{source} has a recipe of another version of timm_rs: it has {", ".join(sorted(unknown))}')
     return Recipe(**values)
+
+
+def _values_of_timm(arguments: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """The values of a recipe in arguments that timm's train.py has kept in a checkpoint; None for another program's.
+
+    Names of modules and of files are left alone: a checkpoint has no say in what is run and read. Raises
+    `RecipeError` for a value that we do not have, which may be part of the model.
+    """
+    if not arguments.keys() >= MADE_BY_TIMM:
+        return None
+    wanted = {name for name, knob in FIELDS.items() if not (knob.metadata['block'] or knob.metadata['private'])}
+    values = {name: check_value(name, value, f'the arguments in {path}') for name, value in arguments.items()
+              if name in wanted - {'device_modules'} and value is not None}
+    return values | dict(data_dir=str(arguments.get('data_dir') or arguments.get('data') or ''))  # for its name
