@@ -6,8 +6,12 @@ from argparse import Namespace
 import pytest
 import timm
 import torch
+import yaml
 from conftest import EXPECTED, load_tool
 
+from timm_rs.recipe import timm_options
+from timm_rs.recipe.knobs import FIELDS, RecipeError
+from timm_rs.recipe.reading import DEFAULTS, read_file
 from timm_rs.training.checkpoint import read_checkpoint
 from timm_rs.training.trained import read_run
 
@@ -78,3 +82,79 @@ def test_a_value_that_may_be_part_of_the_model_is_refused(theirs, image_folder, 
     with pytest.raises(SystemExit):
         load_tool('predict').main([str(theirs), str(image_folder)])
     assert 'gp must be one of' in capsys.readouterr().err
+
+
+# ---- command lines ----------------------------------------------------------------------------------------------
+
+ABSENT = sorted(TIMM.keys() - FIELDS.keys() - {'data', 'local_rank'})
+
+
+def test_the_list_of_what_only_timm_has_is_timms():
+    assert {name: TIMM[name] for name in ABSENT} == timm_options.ABSENT
+    assert set(timm_options.INSTEAD.values()) - {''} <= FIELDS.keys()
+    assert not timm_options.INSTEAD.keys() & FIELDS.keys()
+
+
+@pytest.mark.parametrize('name', [*ABSENT, *timm_options.INSTEAD])
+def test_what_only_timm_has_is_refused_in_one_line(run, name):
+    option = f'--{name.replace("_", "-")}' if len(name) > 1 else f'-{name}'
+    result = run('--recipe', 'quickstart', option, 1, '--no-such', '--tta', 2)
+    assert result.code == 2 and result.err.count('\n') == 1
+    assert f'timm_rs does not have {option}' in result.err and '--tta' in result.err
+    if instead := timm_options.INSTEAD.get(name):
+        assert f'{option} (write --{instead.replace("_", "-")})' in result.err
+
+
+@pytest.mark.parametrize(('words', 'expected'), [
+    (['imagenet'], dict(data_dir='imagenet')),
+    (['imagenet', '--data-dir', 'imagenet'], dict(data_dir='imagenet')),
+    (['--torchcompile'], dict(torchcompile='inductor')),
+    (['--torchcompile', 'eager'], dict(torchcompile='eager')),
+    (['--local-rank', 3], {}), (['--local_rank=3'], {}),
+    (['-b', 3, '-vb', 4, '-j', 1, '--no-aug'],
+     dict(batch_size=3, validation_batch_size=4, workers=1, no_aug=True)),
+])
+def test_their_spellings_are_ours(run, words, expected):
+    result = run(*words, '-c', 'rs50', '--show')
+    assert result.code == 0, result.err
+    shown = yaml.safe_load(result.out)
+    for name, value in expected.items():
+        assert shown[name] == value
+
+
+def test_data_that_are_given_twice_are_refused(run):
+    result = run('imagenet', '--data-dir', 'other')
+    assert result.code == 2 and 'imagenet' in result.err and 'other' in result.err
+
+
+def test_the_folder_comes_first_and_trains(run, image_folder):
+    assert run(image_folder, *SETTINGS, '--epochs', 1, '--experiment', 'a').code == 0
+
+
+# ---- args.yaml --------------------------------------------------------------------------------------------------
+
+def theirs_as_yaml(tmp_path, **changes):
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump(TIMM | changes, default_flow_style=False))
+    return tmp_path / 'args.yaml'
+
+
+def test_their_args_yaml_is_a_recipe(run, tmp_path, image_folder):
+    path = theirs_as_yaml(tmp_path, model='test_resnet', img_size=32, data=str(image_folder), local_rank=5)
+    lines: list[str] = []
+    values = read_file(path, lines.append)
+    assert {name: value for name, value in values.items() if value != getattr(DEFAULTS, name)} == dict(
+        model='test_resnet', img_size=32, data_dir=str(image_folder))
+    assert len(lines) == 1 and all(f' {name}' in lines[0] for name in (*ABSENT, 'local_rank'))
+    result = run('--recipe', path, '--show')
+    assert result.code == 0 and result.err.splitlines() == lines
+    assert yaml.safe_load(result.out)['data_dir'] == str(image_folder)
+
+
+def test_all_that_a_file_has_too_much_is_named_at_once(tmp_path):
+    path = theirs_as_yaml(tmp_path, log_wandb=True, drop_connect=0.2, epoch=3, warmup_epoch=1)
+    with pytest.raises(RecipeError) as error:
+        read_file(path)
+    for part in ('unknown key epoch. Did you mean epochs?', 'unknown key warmup_epoch. Did you mean warmup_epochs?',
+                 'does not have drop_connect (write drop_path), log_wandb of timm'):
+        assert part in str(error.value)
+    assert 'tta' not in str(error.value)

@@ -41,11 +41,18 @@ from timm_rs.training.run import open_run
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(usage='%(prog)s --recipe FILE [--data-dir FOLDER] [--OPTION VALUE ...]', description=__doc__)
+    parser.add_argument('data', nargs='?', metavar='FOLDER', help='the same as --data-dir, as in timm')
     parser.add_argument('--show', action='store_true', help='print every effective value and its source, then exit')
     parser.add_argument('--eval', metavar='CHECKPOINT', help='evaluate a checkpoint (its EMA, if any) and exit')
+    parser.add_argument('--local-rank', '--local_rank', type=int, metavar='N',
+                        help="ignored: torchrun's environment says it")
     add_recipe_arguments(parser)
     add_task_arguments(parser, argv)
     arguments = parser.parse_args(argv)
+    if arguments.data is not None:
+        if getattr(arguments, 'data_dir', arguments.data) != arguments.data:
+            parser.error(f'the data are given twice: {arguments.data} and --data-dir {arguments.data_dir}')
+        arguments.data_dir = arguments.data
     recipe, sources = resolve(arguments)
     task = create_task(recipe, sources)
     if task.knobs:

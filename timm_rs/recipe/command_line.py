@@ -3,10 +3,15 @@
 import argparse
 import ast
 import dataclasses
+import os
+import sys
 from typing import Any, NoReturn
 
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
 from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, find_recipe, read_file
+from timm_rs.recipe.timm_options import is_of_timm, refusal
+
+ALONE = dict(torchcompile='inductor')  # what an option means without a value, as in timm
 
 
 def flag(name: str) -> str:
@@ -22,9 +27,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         prefix, _, unknown = message.partition('unrecognized arguments: ')
         if unknown and not prefix:
-            option = unknown.split()[0]
+            option, options = unknown.split()[0], [word.partition('=')[0] for word in unknown.split()]
+            names = [option.lstrip('-').replace('-', '_') for option in options if option.startswith('-')]
             known = [name for action in self._actions for name in action.option_strings]
             message = f'unknown option {option}.{nearest(option.replace("_", "-"), known)}'
+            if theirs := [name for name in names if is_of_timm(name)]:
+                message = refusal(theirs, '--')
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
 
 
@@ -79,7 +87,14 @@ def add_knob(
     else:
         shown = '|'.join(filter(None, metadata['choices'] or ())) or kind.__name__.upper()
         options.update(type=kind, metavar=shown)
+        if declared is Recipe and name in ALONE:
+            options.update(nargs='?', const=ALONE[name])
     group.add_argument(flag(name), *metadata['flags'], **options)
+
+
+def _say(line: str) -> None:
+    if os.environ.get('RANK', '0') == '0':  # there is no device yet that knows which process is the primary
+        print(line, file=sys.stderr)  # not between the lines of --show
 
 
 def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
@@ -89,7 +104,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
     or 'command line'. Raises `RecipeError` as `read_file` and `check_value` do.
     """
     path = find_recipe(arguments.recipe) if arguments.recipe else None
-    values = read_file(path) if path else {}
+    values = read_file(path, _say) if path else {}
     sources = dict.fromkeys(FIELDS, 'default') | dict.fromkeys(values, str(path))
     task_knobs = values.setdefault('task_knobs', {})
     for task, knobs in task_knobs.items():
