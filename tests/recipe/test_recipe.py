@@ -191,6 +191,17 @@ def test_bad_option_is_one_line_with_status_2(capsys, argv, part):
     assert part in error and error.startswith('error: ') and error.count('\n') == 1
 
 
+@pytest.mark.parametrize('argv', [[''], ['a', ' '], ['', 'b']])
+def test_an_empty_word_is_no_place(capsys, argv):
+    parser = Parser(prog='tool')
+    parser.add_argument('places', nargs='+', metavar='PLACES')
+    parser.add_argument('--split')
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(argv)
+    assert stop.value.code == 2 and 'PLACES is empty' in capsys.readouterr().err
+    assert parser.parse_args(['a', '--split', '']).split == ''
+
+
 def test_out_of_range_option_names_the_command_line():
     with pytest.raises(RecipeError, match='command line: batch_size must be at least 1, got 0'):
         parse('--batch-size', 0)

@@ -1,5 +1,6 @@
 """An evaluation says what it measured, and the card of a model credits nothing else with it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -67,8 +68,9 @@ def test_the_record_says_all_and_no_path(evaluate, finished):
     (['--crop-pct', 0.5], dict(crop='0.5')),
     (['--interpolation', 'nearest'], dict(interpolation='nearest')),
     (['--val-split', 'train'], dict(split='train', images='24 images')),
+    (['--mean', 0.5, 0.5, 0.5], {}),
     (['--preprocessing', 'tf', '--train-interpolation', 'bicubic'], {}),
-], ids=['same', 'size', 'crop', 'interpolation', 'split', 'preprocessing'])
+], ids=['same', 'size', 'crop', 'interpolation', 'split', 'mean', 'preprocessing'])
 def test_the_card_has_the_setting_of_the_evaluation(evaluate, finished, arguments, said):
     record = evaluate(*arguments)
     trained, card = card_of(finished)
@@ -77,6 +79,7 @@ def test_the_card_has_the_setting_of_the_evaluation(evaluate, finished, argument
     assert row['top-1 (%)'] == f'{record["top1"]:.3f}' and trained.metrics['top1'] == record['top1']
     assert ('The results are not those of the validation in training' in card) == bool(arguments)
     assert ('so they flatter it' in card) == (row['split'] == 'validation')
+    assert ('with mean (0.5, 0.5, 0.5)' in card) == ('--mean' in arguments)
     assert ("TensorFlow's crop and resize" in card) == ('tf' in arguments)
     assert header_of(card)['split'] == row['split']
 
@@ -92,6 +95,13 @@ def test_other_data_is_not_called_that_of_the_training(evaluate, finished, folde
     write_folder(trained, finished.parent / 'published', 'org/tiny', dataset='org/pets-1k')
     published = (finished.parent / 'published/README.md').read_text()
     assert row_of(published)['data'] == name.replace('pets', 'org/pets-1k') and 'trained on org/pets-1k' in published
+
+
+def test_classes_that_the_data_lack_are_counted(finished):
+    trained, _ = card_of(finished)
+    setting = dataclasses.replace(trained.measured_on, num_classes=2)
+    card = model_card(dataclasses.replace(trained, measured_on=setting), 'org/tiny', 'mit', 'pets', 'resnetrs50')
+    assert 'pets, split validation, 2 of the 3 classes, 15 images' in card
 
 
 @pytest.mark.parametrize('change', [

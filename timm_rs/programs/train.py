@@ -125,9 +125,10 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
     bad = dict(device.gather(loader.take_problems()))
     results = dict(
         model=recipe.model, weights='ema' if weights == 'state_dict_ema' else 'raw', **task.results(metrics),
-        num_samples=metrics['num_samples'], num_classes=len(task.classes(validation_set)) or model.num_classes,
-        param_count=round(count_parameters(model), 2), img_size=data_config['input_size'][-1],
-        **create_record(recipe, data_config, path, content.get('args')),
+        num_samples=metrics['num_samples'], param_count=round(count_parameters(model), 2),
+        img_size=data_config['input_size'][-1],
+        **create_record(recipe, data_config, len(task.classes(validation_set)) or model.num_classes, path,
+                        content.get('args')),
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
     if device.is_primary:
         for name, reason in bad.items():

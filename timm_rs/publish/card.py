@@ -132,7 +132,10 @@ def _results(trained: Trained, dataset: str) -> str:
     setting, (data, split) = trained.measured_on or trained.validated_on, _measured_on(trained, dataset)
     cells = {metric.heading: f'{trained.metrics[metric.name]:.3f}' for metric in trained.task.metrics
              if metric.name in trained.metrics}
-    cells |= {'data': f'{data}, split {split}' + (f', {trained.images} images' if trained.images else ''),
+    present, all_classes = setting.num_classes, trained.model.num_classes
+    cells |= {'data': f'{data}, split {split}'
+              + (f', {present} of the {all_classes} classes' if present not in (None, all_classes) else '')
+              + (f', {trained.images} images' if trained.images else ''),
               'image': setting.size, 'crop': f'{setting.crop_pct:g}', 'interpolation': setting.interpolation}
     return '\n'.join(f'| {" | ".join(row)} |' for row in (cells, ['---'] * len(cells), cells.values()))
 
@@ -146,7 +149,9 @@ def _limits(trained: Trained, dataset: str) -> list[str]:
                       'natural order.')
     if trained.metrics and setting != own:
         limits.append(f'The results are not those of the validation in training, which was on {dataset}, split '
-                      f'{own.split}, at {own.size}, crop {own.crop_pct:g}, {own.interpolation}.')
+                      f'{own.split}, at {own.size}, crop {own.crop_pct:g}, {own.interpolation}'
+                      + ('' if (setting.mean, setting.std) == (own.mean, own.std) else
+                         f'; these are of images with mean {setting.mean} and standard deviation {setting.std}') + '.')
     if trained.metrics and (data, split) == (dataset, own.split):
         limits.append('The checkpoint was chosen by the same validation split that the results are from, so they '
                       'flatter it a little.')

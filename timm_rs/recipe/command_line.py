@@ -19,10 +19,15 @@ def flag(name: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that names the nearest option and never abbreviates."""
+    """ArgumentParser that names the nearest option, never abbreviates, and takes no empty word for a place."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if not action.option_strings and not all(word.strip() for word in arg_strings):  # an unset variable of a shell
+            self.error(f'{action.metavar or action.dest} is empty; write . for the current folder')
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         prefix, _, unknown = message.partition('unrecognized arguments: ')

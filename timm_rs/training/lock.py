@@ -58,8 +58,9 @@ class FolderLock:
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
-            with contextlib.suppress(OSError):  # while it is ours still
-                self.path.unlink()
+            with contextlib.suppress(OSError):
+                if self._is_there():  # somebody may have removed the folder, and another run made it anew
+                    self.path.unlink()  # while it is ours still
             self._close()
 
     def _busy(self) -> FolderBusy:

@@ -22,7 +22,9 @@ class Setting:
         input_size: channels, height, width.
         crop_pct: centre crop, share of the short side.
         interpolation: resize filter.
+        mean, std: for normalisation, per channel.
         preprocessing: 'timm' or 'tf'.
+        num_classes: those in the data, which may lack some of the model's; None: all.
         elsewhere: whether the folder is another than that of the training, although it may be called the same.
     """
     data: str
@@ -30,7 +32,10 @@ class Setting:
     input_size: tuple[int, ...]
     crop_pct: float
     interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     preprocessing: str
+    num_classes: int | None = dataclasses.field(default=None, compare=False)
     elsewhere: bool = False
 
     @property
@@ -57,12 +62,14 @@ def create_setting(recipe: Recipe, data_config: dict[str, Any]) -> Setting:
     else:
         name = Path(recipe.data_dir or '').name or 'unknown'
     return Setting(name, recipe.val_split or 'validation', tuple(data_config['input_size']), data_config['crop_pct'],
-                   data_config['interpolation'], recipe.preprocessing)
+                   data_config['interpolation'], tuple(data_config['mean']), tuple(data_config['std']),
+                   recipe.preprocessing)
 
 
-def create_record(recipe: Recipe, data_config: dict[str, Any], checkpoint: Path, trained_on: Any) -> dict[str, Any]:
+def create_record(recipe: Recipe, data_config: dict[str, Any], num_classes: int, checkpoint: Path, trained_on: Any
+                  ) -> dict[str, Any]:
     """What an evaluation of `checkpoint` has to say of itself in its JSON; `trained_on`: its args, if there are any."""
-    setting = create_setting(recipe, data_config)
+    setting = dataclasses.replace(create_setting(recipe, data_config), num_classes=num_classes)
     if isinstance(trained_on, dict):
         here, there = ((dataset, Path(data_dir or '').resolve()) for dataset, data_dir in (
             (recipe.dataset, recipe.data_dir), (trained_on.get('dataset'), trained_on.get('data_dir'))))
@@ -81,7 +88,7 @@ def read_evaluation(path: Path, checkpoint: Path, weights: str, metrics: list[st
         if (None in says.values() or content.get('weights') != weights
                 or content.get('checkpoint_sha256') != sha256_of(checkpoint)):  # a run that went on has another one
             return None
-        setting = Setting(**says | dict(input_size=tuple(says['input_size'])))
+        setting = Setting(**says | {name: tuple(says[name]) for name in ('input_size', 'mean', 'std')})
         return Measured({name: float(content[name]) for name in metrics}, int(content['num_samples']), setting)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
