@@ -8,7 +8,12 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can fix: the message names the thing and the remedy."""
+    """Something the person at the keyboard can fix: the message names the thing and the remedy.
+
+    `status` is the exit code of a program that ends with it.
+    """
+
+    status = 2
 
 
 def first_line(error: BaseException) -> str:
@@ -34,7 +39,7 @@ def blaming(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Exit with status 2 and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback.
+    """Exit with its status and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback.
 
     A name that is too long for a file is one, too, wherever it is looked for first.
     """
@@ -53,4 +58,4 @@ def exit_on_user_error() -> Iterator[None]:
             message = message.splitlines()[-1].partition('UserError: ')[2]
         line = ' '.join(message.split())  # a library's message inside may have many lines, and name a thousand keys
         print('error: ' + textwrap.shorten(line, 1000, placeholder=' …'), file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.status) from None

@@ -120,6 +120,29 @@ def test_downloads_end_at_a_limit_and_name_what_went_wrong(server, monkeypatch):
         download('http://[/x.png')
 
 
+@pytest.mark.parametrize('name', ['grün é.png', 'two words.png', 'gr%C3%BCn%20%C3%A9.png', 'a+b&c.png'])
+def test_urls_are_taken_as_people_write_them(server, tmp_path, name):
+    for real in ('grün é.png', 'two words.png', 'a+b&c.png'):
+        paint(tmp_path / real, 1)
+    assert download(f'{server}/{name}').startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('name', ['plain.png', 'two words é.png'])
+@pytest.mark.parametrize('write', [lambda path: path.as_uri(), lambda path: f'file://{path}',
+                                   lambda path: f'FILE://localhost{path}'])
+def test_a_file_url_is_the_file(tmp_path, name, write):
+    path = paint(tmp_path / name, 0)
+    assert find_images([write(tmp_path / name)]) == [path]
+    assert find_images([write(tmp_path)]) == [path]
+
+
+@pytest.mark.parametrize('place', ['', ' '])
+def test_an_empty_argument_is_not_the_current_folder(place):
+    for call in (lambda: find_images(['a.png', place]), lambda: open_model(place)):
+        with pytest.raises(UserError, match='an empty argument names no'):
+            call()
+
+
 # ---- names of classes -------------------------------------------------------------------------------------------
 
 def test_names_are_written_by_class_index(tmp_path):

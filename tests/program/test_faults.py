@@ -376,6 +376,27 @@ def test_a_signal_to_the_whole_group_saves_and_exits_with_its_code(arguments, tm
     assert newest.name.startswith('recovery-') and read_checkpoint(newest)['place']['update'] >= 3
 
 
+# ---- two runs in one folder --------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_a_second_run_in_a_folder_ends_with_3_and_a_kill_frees_it(run, arguments, tmp_path, ranks):
+    settings = [*arguments, '--batch-size', 4, '--epochs', 100_000, '--workers', 1, '--experiment', 'a']
+    with started(*settings, folder=tmp_path / 'runs', ranks=ranks) as first:
+        wait_for(first[0], 'epoch 1/100000 done')
+        with started(*settings, '--resume', 'auto', '--seed', 1, folder=tmp_path / 'runs', ranks=ranks) as second:
+            errors = [process.communicate(timeout=60)[1] for process in second]
+        assert [process.returncode for process in second] == [3] * ranks, errors
+        assert all(f'process {first[0].pid} on {socket.gethostname()} since 20' in error for error in errors)
+        assert 'seed: 42' in (tmp_path / 'runs/a/args.yaml').read_text()
+        evaluated = run(*arguments, '--eval', tmp_path / 'runs/a/last.pth.tar')
+        assert evaluated.code == 0, evaluated.err
+        first[0].kill()
+        with started(*settings, '--resume', 'auto', folder=tmp_path / 'runs') as [third]:
+            wait_for(third, 'resuming from checkpoint')
+            wait_for(third, 'done in')
+
+
 # ---- several processes ------------------------------------------------------------------------------------------
 
 @pytest.mark.slow

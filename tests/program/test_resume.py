@@ -177,3 +177,16 @@ def test_another_recipe_is_refused_with_all_that_changed_unless_insisted_on(run,
     assert 'epochs 1 -> 2, ' in result.err and 'smoothing 0.1 -> 0.2' in result.err and 'seed 42 -> 1' in result.err
     assert 'workers' not in result.err and '--allow-recipe-change' in result.err
     assert run(*arguments, '--smoothing', 0.2, '--seed', 1, '--allow-recipe-change').code == 0
+
+
+def test_a_run_goes_on_from_its_own_args_yaml(run, image_folder, tmp_path):
+    arguments = [*TINY, '--data-dir', image_folder, '--opt-kwargs', 'betas=(0.9,0.99)', '--opt', 'adamw']
+    assert run(*arguments, '--experiment', 'a', '--epochs', 1).code == 0
+    recipe = tmp_path / 'runs/a/args.yaml'
+    result = run('--recipe', recipe, '--experiment', 'a', '--resume', 'auto')  # its tuples are lists
+    assert result.code == 0 and 'resuming from' in result.out, result.err
+    result = run('--recipe', recipe, '--experiment', 'a', '--resume', 'auto', '--model-kwargs', 'layers=(1,1,2,1)',
+                 'width=0.125')
+    assert result.code == 2
+    result = run('--recipe', recipe, '--experiment', 'a', '--resume', 'auto', '--opt-kwargs', 'betas=(0.9,0.98)')
+    assert result.code == 2 and "opt_kwargs {'betas': (0.9, 0.99)} -> {'betas': (0.9, 0.98)}" in result.err

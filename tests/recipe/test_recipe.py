@@ -72,6 +72,13 @@ def test_command_line_wins_over_file_wins_over_default(tmp_path):
     assert (sources['momentum'], sources['batch_size']) == (str(path), 'default')
 
 
+@pytest.mark.parametrize('name', [name for name in FIELDS if value_type(name)[0] is bool])
+def test_a_switch_is_on_by_its_name_and_off_by_no(name):
+    option = name.replace('_', '-')
+    for value, spelled in ((True, f'--{option}'), (False, f'--no-{option}')):
+        assert getattr(parse(spelled)[0], name) is value
+
+
 @pytest.mark.parametrize('option', ['--recipe', '--config', '-c'])
 def test_recipe_option_has_aliases(tmp_path, option):
     assert parse(option, recipe_file(tmp_path, 'epochs: 7'))[0].epochs == 7
@@ -210,6 +217,17 @@ def test_bad_option_is_one_line_with_status_2(capsys, argv, part):
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert part in error and error.startswith('error: ') and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('argv', [[''], ['a', ' '], ['', 'b']])
+def test_an_empty_word_is_no_place(capsys, argv):
+    parser = Parser(prog='tool')
+    parser.add_argument('places', nargs='+', metavar='PLACES')
+    parser.add_argument('--split')
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(argv)
+    assert stop.value.code == 2 and 'PLACES is empty' in capsys.readouterr().err
+    assert parser.parse_args(['a', '--split', '']).split == ''
 
 
 def test_out_of_range_option_names_the_command_line():

@@ -1,5 +1,7 @@
 import errno
 import random
+from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,3 +111,63 @@ def test_safetensors_and_bare_state_dicts_are_read_alike(tmp_path):
     (tmp_path / 'a.safetensors').write_bytes((tmp_path / 'a.safetensors').read_bytes()[:50])
     with pytest.raises(UserError, match='a.safetensors cannot be read'):
         read_checkpoint(tmp_path / 'a.safetensors')
+
+
+WEIGHTS = {'weight': torch.ones(2, 3), 'bias': torch.zeros(2)}
+OTHERS = {'weight': torch.zeros(2, 3), 'bias': torch.zeros(2)}
+WRAPPED = {f'module.{name}': value for name, value in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize('content', [
+    {'state_dict': WEIGHTS, 'args': Namespace(model='resnet50')},
+    {'model': WEIGHTS},
+    {'model': WRAPPED, 'optimizer': {}, 'epoch': 3, 'args': Namespace(model='resnet50')},
+    {'state_dict': OTHERS, 'state_dict_ema': WEIGHTS},
+    {'model': OTHERS, 'model_ema': WRAPPED | {'n_averaged': torch.tensor(3)}, 'lr_scheduler': {}},
+    {'model_ema': WEIGHTS},
+    {'state_dict_ema': WEIGHTS, 'state_dict': None},
+    {'model': 'resnet50', 'state_dict': WRAPPED, 'state_dict_ema': None},
+    WRAPPED,
+], ids=lambda content: ' '.join(content))
+def test_the_layouts_that_timm_reads_are_read(tmp_path, content):
+    torch.save(content, tmp_path / 'a.pth')
+    found, model = read_checkpoint(tmp_path / 'a.pth'), nn.Linear(3, 2)
+    load_weights(model, found.get('state_dict_ema') or found['state_dict'], 'a.pth')
+    assert torch.equal(model.weight, torch.ones(2, 3))
+    assert not isinstance(found.get('args'), Namespace)
+
+
+@pytest.mark.parametrize('content', [
+    {'model': 'resnet50'}, {'state_dict': Namespace(weight=torch.ones(1))}, {'state_dict': {'weight': 'text'}},
+    {'state_dict': {3: torch.ones(1)}}, {'state_dict': WEIGHTS, 'state_dict_ema': 'text'}, {'epoch': 3}, Namespace()])
+def test_what_is_no_layout_of_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='a.pth'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+class EvilState(Namespace):  # a Namespace by another name
+    def __setstate__(self, state):
+        Path(state['path']).touch()
+
+
+@pytest.mark.parametrize('hide', [
+    lambda evil: evil, lambda evil: Namespace(model=evil), lambda evil: Namespace(**{'__setstate__': evil}),
+    lambda evil: EvilState(path=str(evil.path)), lambda evil: {'deep': [Namespace(model=Namespace(a=[evil]))]}])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_nothing_but_a_namespace_is_let_through(tmp_path, hide, zipped):
+    path = tmp_path / 'a.pth'
+    torch.save({'state_dict': WEIGHTS, 'args': hide(Evil(tmp_path / 'executed'))}, path,
+               _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match='a.pth'):
+        read_checkpoint(path)
+    assert not (tmp_path / 'executed').exists()
+    assert Namespace not in torch.serialization.get_safe_globals()  # for this file only

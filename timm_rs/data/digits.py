@@ -14,6 +14,11 @@ DIGITS_FOLDER = Path('data/digits')
 DIGITS_SPLITS = {'train': 1437, 'validation': 360}  # images in each
 
 
+def is_digits(builtin_data: str, data_dir: str | None) -> bool:
+    """Whether a run whose recipe has these two, and no `dataset`, is on the digits."""
+    return bool(builtin_data) and data_dir in ('', None, str(DIGITS_FOLDER))
+
+
 def write_digits(folder: Path = DIGITS_FOLDER) -> Path:
     """Write scikit-learn's handwritten digits (1,797 real 8x8 grayscale images) as PNGs, split once and for all.
 

@@ -296,13 +296,13 @@ class Device:
             try:
                 result = function()
             except UserError as error:
-                problem = str(error)
+                problem = error
         if self.is_distributed:
             box = [result, problem]
             torch.distributed.broadcast_object_list(box, src=0, group=self.control)
             result, problem = box
-        if problem:
-            raise UserError(problem)
+        if problem is not None:
+            raise problem
         return result
 
     def say(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """Classes of images in files, folders and at URLs, by any model, with names."""
 
+import string
 import sys
 import urllib.error
 import urllib.request
@@ -8,6 +9,7 @@ from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote, urlsplit
 
 import torch
 
@@ -91,11 +93,15 @@ def load_images(source: Source, images: Sequence[str]) -> tuple[torch.Tensor, li
 def find_images(places: Iterable[str]) -> list[str]:
     """Paths of images: `places` themselves, and all images below those that are folders, in order of their names.
 
-    URLs stay as they are, and so do paths without a file, which are found out when they are read. Raises UserError
-    for a folder without images.
+    URLs stay as they are, and so do paths without a file, which are found out when they are read; file:// is a path.
+    Raises UserError for a folder without images, and for an empty place, which would be the current folder.
     """
     found: list[str] = []
     for place in places:
+        if not place.strip():
+            raise UserError('an empty argument names no image; give files, folders (. for this one) or URLs')
+        if place.lower().startswith('file://'):
+            place = urllib.request.url2pathname(urlsplit(place).path)
         if is_url(place) or not Path(place).is_dir():
             found.append(place)
             continue
@@ -109,7 +115,7 @@ def find_images(places: Iterable[str]) -> list[str]:
 
 
 def is_url(place: str) -> bool:
-    return place.startswith(('http://', 'https://'))
+    return place.lower().startswith(('http://', 'https://'))
 
 
 class FileSamples(Samples):
@@ -132,7 +138,7 @@ class FileSamples(Samples):
 def download(url: str) -> bytes:
     """What is at `url`, up to `MAX_DOWNLOAD` bytes. Raises OSError that says what went wrong in a few words."""
     try:
-        request = urllib.request.Request(url, headers={'User-Agent': 'timm_rs'})  # some refuse Python's own
+        request = urllib.request.Request(_in_ascii(url), headers={'User-Agent': 'timm_rs'})  # some refuse Python's own
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             content = answer.read(MAX_DOWNLOAD + 1)
     except urllib.error.HTTPError as error:
@@ -145,6 +151,13 @@ def download(url: str) -> bytes:
     if len(content) > MAX_DOWNLOAD:
         raise OSError(f'more than {MAX_DOWNLOAD >> 20} MiB')
     return content
+
+
+def _in_ascii(url: str) -> str:
+    """`url` as it is sent: people write é and spaces, servers read %C3%A9 and %20. What is quoted already stays."""
+    parts = urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode('idna').decode()
+    return quote(parts._replace(netloc=host).geturl(), safe=string.punctuation)
 
 
 def _loader(source: Source, samples: FileSamples, batch_size: int, workers: int, device: Device) -> Loader:

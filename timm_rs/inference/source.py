@@ -55,6 +55,8 @@ def open_model(
     Raises:
         UserError: there is nothing of that kind, it is damaged, or it cannot be built so.
     """
+    if not source.strip():
+        raise UserError('an empty argument names no model; give a run (. for this folder), a checkpoint or a name')
     path = Path(source)
     if path.is_dir() and (path / 'config.json').is_file():
         source, path = f'local-dir:{source}', Path()

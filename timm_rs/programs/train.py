@@ -37,16 +37,24 @@ from timm_rs.tasks.task import Task
 from timm_rs.training.build import build_model, build_training, create_step_settings
 from timm_rs.training.checkpoint import SUFFIX, describe, load_weights, read_checkpoint
 from timm_rs.training.engine import evaluate, share_batch_norm, train_updates, validate
+from timm_rs.training.measured import create_record
 from timm_rs.training.run import open_run
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(usage='%(prog)s --recipe FILE [--data-dir FOLDER] [--OPTION VALUE ...]', description=__doc__)
+    parser.add_argument('data', nargs='?', metavar='FOLDER', help='the same as --data-dir, as in timm')
     parser.add_argument('--show', action='store_true', help='print every effective value and its source, then exit')
     parser.add_argument('--eval', metavar='CHECKPOINT', help='evaluate a checkpoint (its EMA, if any) and exit')
+    parser.add_argument('--local-rank', '--local_rank', type=int, metavar='N',
+                        help="ignored: torchrun's environment says it")
     add_recipe_arguments(parser)
     add_task_arguments(parser, argv)
     arguments = parser.parse_args(argv)
+    if arguments.data is not None:
+        if getattr(arguments, 'data_dir', arguments.data) != arguments.data:
+            parser.error(f'the data are given twice: {arguments.data} and --data-dir {arguments.data_dir}')
+        arguments.data_dir = arguments.data
     recipe, sources = resolve(arguments)
     task = create_task(recipe, sources)
     if task.knobs:
@@ -70,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     device.keep_freed_memory()
     random_seed(recipe.seed, device.rank)
     try:
-        if arguments.eval:
+        if arguments.eval is not None:
             run_evaluation(Path(arguments.eval), recipe, task, device)
         else:
             run_training(recipe, task, device)
@@ -123,10 +131,11 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
     metrics = evaluate(model, loader, task, create_step_settings(recipe), device)
     bad = dict(device.gather(loader.take_problems()))
     results = dict(
-        model=recipe.model, checkpoint=path.name, weights='ema' if weights == 'state_dict_ema' else 'raw',
-        **task.results(metrics), num_samples=metrics['num_samples'], param_count=round(count_parameters(model), 2),
-        img_size=data_config['input_size'][-1], crop_pct=data_config['crop_pct'],
-        interpolation=data_config['interpolation'],
+        model=recipe.model, weights='ema' if weights == 'state_dict_ema' else 'raw', **task.results(metrics),
+        num_samples=metrics['num_samples'], param_count=round(count_parameters(model), 2),
+        img_size=data_config['input_size'][-1],
+        **create_record(recipe, data_config, len(task.classes(validation_set)) or model.num_classes, path,
+                        content.get('args')),
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
     if device.is_primary:
         for name, reason in bad.items():

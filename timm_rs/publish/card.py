@@ -2,13 +2,12 @@
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 from timm.models import model_entrypoint
 
-from timm_rs.data.digits import DIGITS_FOLDER
+from timm_rs.data.digits import is_digits
 from timm_rs.files import RECIPES
 from timm_rs.models.complexity import measure_complexity
 from timm_rs.recipe.knobs import Recipe
@@ -33,15 +32,12 @@ def public_recipe(trained: Trained) -> Recipe:
 
 def dataset_name(trained: Trained) -> str:
     """What the data is called: the dataset's name, or that of its folder."""
-    recipe = trained.recipe
-    if recipe.dataset:
-        return recipe.dataset.partition('/')[2] or recipe.dataset
-    return recipe.builtin_data if _used_builtin(trained) else Path(recipe.data_dir or 'unknown').name
+    return trained.validated_on.data
 
 
 def _used_builtin(trained: Trained) -> bool:
     recipe = trained.recipe
-    return bool(recipe.builtin_data) and not recipe.dataset and recipe.data_dir in ('', None, str(DIGITS_FOLDER))
+    return not recipe.dataset and is_digits(recipe.builtin_data, recipe.data_dir)
 
 
 def model_card(
@@ -58,7 +54,7 @@ def model_card(
     """
     recipe = trained.recipe
     _, height, width = trained.data_config['input_size']
-    size = f'{height} px' if height == width else f'{height} x {width} px'
+    size = trained.validated_on.size
     cost = measure_complexity(trained.model, (height, width))
     arguments = ', '.join(f'{key}={value}' for key, value in recipe.model_kwargs.items())
     averaged = {'ema': 'the exponential moving average of the weights', 'raw': 'the weights as trained'}
@@ -72,7 +68,7 @@ def model_card(
         f'timm alone has no such network: the code needs the package {needs}.' if needs else
         f'timm has this network as `{architecture}`, so timm alone loads it.',
         f'## Use\n\n```python\n{_snippet(trained, repo_id, needs)}```',
-        f'## Results measured with these weights\n\n{_results(trained, dataset, size)}',
+        f'## Results measured with these weights\n\n{_results(trained, dataset)}',
     ]
     if paper:
         blocks.append('## Results of the paper\n\nNot of these weights: what the authors report for this network and '
@@ -89,7 +85,7 @@ def model_card(
         + '. `args.yaml` is the whole recipe'
         + (', `summary.csv` has a row per epoch' if 'summary.csv' in trained.files else '')
         + f". With the train.py of timm_rs:\n\n```\npython train.py --recipe args.yaml{_data_arguments(trained)}\n```",
-        '## Limits\n\n' + '\n'.join(f'- {limit}' for limit in _limits(trained, dataset, size)),
+        '## Limits\n\n' + '\n'.join(f'- {limit}' for limit in _limits(trained, dataset)),
     ]
     return '\n\n'.join(blocks) + '\n'
 
@@ -103,9 +99,10 @@ def _header(trained: Trained, repo_id: str, license: str, dataset: str, needs: s
     measured = [(metric.hub, trained.metrics[metric.name]) for metric in trained.task.metrics
                 if metric.hub and metric.name in trained.metrics]
     if measured:
+        data, split = _measured_on(trained, dataset)
         header['model-index'] = [dict(name=repo_id.rpartition('/')[2], results=[dict(
             task=dict(type=kind, name=kind_name),
-            dataset=dict(type=dataset, name=dataset, split=trained.recipe.val_split or 'validation'),
+            dataset=dict(type=data, name=data, split=split),
             metrics=[dict(type=hub[0], name=hub[1], value=round(value, 3)) for hub, value in measured])])]
     return header
 
@@ -120,29 +117,47 @@ def _snippet(trained: Trained, repo_id: str, needs: str | None) -> str:
     return '\n'.join(([f'import {needs}'] if needs else []) + lines) + '\n'
 
 
-def _results(trained: Trained, dataset: str, size: str) -> str:
+def _measured_on(trained: Trained, dataset: str) -> tuple[str, str]:
+    """What the data of the results is called, `dataset` where it is that of the training; and the split."""
+    own = trained.validated_on
+    setting = trained.measured_on or own
+    if setting.data != own.data:
+        return setting.data, setting.split
+    return f'{dataset} (another folder than that of the training)' if setting.elsewhere else dataset, setting.split
+
+
+def _results(trained: Trained, dataset: str) -> str:
     if not trained.metrics:
         return 'None: this run had no validation split.'
+    setting, (data, split) = trained.measured_on or trained.validated_on, _measured_on(trained, dataset)
     cells = {metric.heading: f'{trained.metrics[metric.name]:.3f}' for metric in trained.task.metrics
              if metric.name in trained.metrics}
-    split = f'{dataset}, split {trained.recipe.val_split or "validation"}'
-    cells |= {'data': split + (f', {trained.images} images' if trained.images else ''), 'image': size,
-              'crop': f'{trained.data_config["crop_pct"]:g}'}
+    present, all_classes = setting.num_classes, trained.model.num_classes
+    cells |= {'data': f'{data}, split {split}'
+              + (f', {present} of the {all_classes} classes' if present not in (None, all_classes) else '')
+              + (f', {trained.images} images' if trained.images else ''),
+              'image': setting.size, 'crop': f'{setting.crop_pct:g}', 'interpolation': setting.interpolation}
     return '\n'.join(f'| {" | ".join(row)} |' for row in (cells, ['---'] * len(cells), cells.values()))
 
 
-def _limits(trained: Trained, dataset: str, size: str) -> list[str]:
-    recipe = trained.recipe
-    limits = [f'Only measured on data like {dataset}, at {size}; nothing is known about other images.']
+def _limits(trained: Trained, dataset: str) -> list[str]:
+    recipe, own = trained.recipe, trained.validated_on
+    setting, (data, split) = trained.measured_on or own, _measured_on(trained, dataset)
+    limits = [f'Only measured on data like {data}, at {setting.size}; nothing is known about other images.']
     if not recipe.dataset and not trained.class_names:
         limits.append('The names of the classes are not in the weights: class i is folder i of the training data, in '
                       'natural order.')
-    if trained.metrics:
+    if trained.metrics and setting != own:
+        limits.append(f'The results are not those of the validation in training, which was on {dataset}, split '
+                      f'{own.split}, at {own.size}, crop {own.crop_pct:g}, {own.interpolation}'
+                      + ('' if (setting.mean, setting.std) == (own.mean, own.std) else
+                         f'; these are of images with mean {setting.mean} and standard deviation {setting.std}') + '.')
+    if trained.metrics and (data, split) == (dataset, own.split):
         limits.append('The checkpoint was chosen by the same validation split that the results are from, so they '
                       'flatter it a little.')
     if trained.epochs and trained.epochs < recipe.epochs:
         limits.append(f'From epoch {trained.epochs} of the {recipe.epochs} that its schedule planned.')
-    if recipe.preprocessing == 'tf':
+    if setting.preprocessing == 'tf':
         limits.append("Measured with TensorFlow's crop and resize (`preprocessing: tf`); timm's transform of the code "
                       'above is its nearest, not the same pixels.')
     return limits

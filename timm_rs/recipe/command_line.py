@@ -4,12 +4,16 @@ import argparse
 import ast
 import dataclasses
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
 from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, find_recipe, read_file
+from timm_rs.recipe.timm_options import is_of_timm, refusal
+
+ALONE = dict(torchcompile='inductor')  # what an option means without a value, as in timm
 
 
 def flag(name: str) -> str:
@@ -29,7 +33,7 @@ def at_least(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that names the nearest option and never abbreviates.
+    """ArgumentParser that names the nearest option, never abbreviates, and takes no empty word for a place.
 
     From then on what a terminal or file has no letters for is written as \\u2026, and is no reason to fail.
     """
@@ -40,12 +44,20 @@ class Parser(argparse.ArgumentParser):
                 stream.reconfigure(errors='backslashreplace')
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if not action.option_strings and not all(word.strip() for word in arg_strings):  # an unset variable of a shell
+            self.error(f'{action.metavar or action.dest} is empty; write . for the current folder')
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         prefix, _, unknown = message.partition('unrecognized arguments: ')
         if unknown and not prefix:
-            option = unknown.split()[0]
+            option, options = unknown.split()[0], [word.partition('=')[0] for word in unknown.split()]
+            names = [option.lstrip('-').replace('-', '_') for option in options if option.startswith('-')]
             known = [name for action in self._actions for name in action.option_strings]
             message = f'unknown option {option}.{nearest(option.replace("_", "-"), known)}'
+            if theirs := [name for name in names if is_of_timm(name)]:
+                message = refusal(theirs, '--')
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
 
 
@@ -66,6 +78,14 @@ class KeyValues(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
+class Switch(argparse.BooleanOptionalAction):
+    """`--amp` and `--no-amp`. Of a knob that begins with no itself, such as no_aug, Python would take both for off."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
+
+
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the option --recipe and one option per knob, grouped as in `Recipe`, absent unless given."""
     parser.add_argument(
@@ -84,7 +104,7 @@ def add_knob(
     options: dict[str, Any] = dict(dest=prefix + name, default=argparse.SUPPRESS)
     options['help'] = (metadata['help'] + f' [{as_yaml(default)}]').replace('%', '%%')
     if kind is bool:
-        options['action'] = argparse.BooleanOptionalAction
+        options['action'] = Switch
     elif kind is dict:
         options.update(nargs='*', action=KeyValues, metavar='KEY=VALUE')
     elif kind is list:
@@ -92,7 +112,14 @@ def add_knob(
     else:
         shown = '|'.join(filter(None, metadata['choices'] or ())) or kind.__name__.upper()
         options.update(type=kind, metavar=shown)
+        if declared is Recipe and name in ALONE:
+            options.update(nargs='?', const=ALONE[name])
     group.add_argument(flag(name), *metadata['flags'], **options)
+
+
+def _say(line: str) -> None:
+    if os.environ.get('RANK', '0') == '0':  # there is no device yet that knows which process is the primary
+        print(line, file=sys.stderr)  # not between the lines of --show
 
 
 def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
@@ -102,7 +129,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
     or 'command line'. Raises `RecipeError` as `read_file` and `check_value` do.
     """
     path = find_recipe(arguments.recipe) if arguments.recipe else None
-    values = read_file(path) if path else {}
+    values = read_file(path, _say) if path else {}
     sources = dict.fromkeys(FIELDS, 'default') | dict.fromkeys(values, str(path))
     task_knobs = values.setdefault('task_knobs', {})
     for task, knobs in task_knobs.items():

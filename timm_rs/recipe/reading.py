@@ -8,7 +8,7 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 
 from timm_rs.files import RECIPES
 from timm_rs.recipe.knobs import BLOCK, FIELDS, Recipe, RecipeError, fields_of, nearest, value_type
+from timm_rs.recipe.timm_options import changes_nothing, is_of_timm, refusal
 
 # ---- values -----------------------------------------------------------------------------------------------------
 
@@ -159,12 +160,15 @@ def _plain(path: Path) -> str:
     return path.as_posix().removeprefix('train_recipes/').removesuffix('.yaml')
 
 
-def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The checked values of a recipe file, flat (the block's keys beside the others); `find_recipe` says which.
 
+    An args.yaml of timm's train.py is a recipe, too: options that we do not have are left out where they are at timm's
+    default, and `say` hears which.
+
     Raises:
-        RecipeError: a missing or unreadable file, bad YAML, an unknown, hyphenated, misplaced or repeated key,
-            or a value of the wrong type or out of range; the message names the file, the key and the remedy.
+        RecipeError: a missing or unreadable file, bad YAML, unknown, hyphenated, misplaced or repeated keys, or a
+            value of the wrong type or out of range; the message names the file, the keys and the remedy.
     """
     path = find_recipe(path)
     try:
@@ -191,22 +195,32 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name in [name for name, value in block.items() if name not in FIELDS and isinstance(value, dict)]:
         values.setdefault('task_knobs', {})[name] = block.pop(name)  # which the task checks
-    for keys, in_block in ((content, False), (block, True)):
-        for key, value in keys.items():
-            name = _check_key(str(key), in_block, path)
+    if (data_dir := content.pop('data', None)) is not None:  # timm's older name, also of its first argument
+        content['data_dir'] = content.get('data_dir') or data_dir
+    if ignored := [str(key) for key, value in content.items() if changes_nothing(str(key), value)]:
+        say(f'{path}: left out, since with these values they change nothing: {", ".join(ignored)}')
+    keys = [(str(key), False) for key in content if str(key) not in ignored] + [(str(key), True) for key in block]
+    problems = [problem for key, in_block in keys if (problem := _problem_with(key, in_block))]
+    if theirs := [key for key, in_block in keys if not in_block and is_of_timm(key)]:
+        problems.append(refusal(theirs))
+    if problems:
+        raise RecipeError(f'{path}: {"; ".join(problems)}')
+    for name, value in (content | block).items():
+        if name not in ignored:
             values[name] = check_value(name, value, str(path))
     return values
 
 
-def _check_key(key: str, in_block: bool, path: Path) -> str:
-    if key in FIELDS and FIELDS[key].metadata['block'] == in_block:
-        return key
+def _problem_with(key: str, in_block: bool) -> str:
+    """What is wrong with a key where it stands, other than that only timm has it; empty where nothing is."""
+    if key in FIELDS and FIELDS[key].metadata['block'] == in_block or not in_block and is_of_timm(key):
+        return ''
     if key in FIELDS:
         place = f'inside the block {BLOCK}:' if not in_block else f'at the top level, not inside {BLOCK}:'
-        raise RecipeError(f'{path}: {key} belongs {place}')
+        return f'{key} belongs {place}'
     if '-' in key and key.replace('-', '_') in FIELDS:
-        raise RecipeError(f'{path}: keys are written with underscores: {key.replace("-", "_")}, not {key}')
-    raise RecipeError(f'{path}: unknown key {key}.{nearest(key.replace("-", "_"), FIELDS)}')
+        return f'keys are written with underscores: {key.replace("-", "_")}, not {key}'
+    return f'unknown key {key}.{nearest(key.replace("-", "_"), FIELDS)}'
 
 
 # ---- back to text -----------------------------------------------------------------------------------------------

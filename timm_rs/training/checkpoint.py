@@ -1,5 +1,6 @@
 """Checkpoints in timm's layout: written atomically, loaded without running code, refused when they do not fit."""
 
+import argparse
 import contextlib
 import math
 import os
@@ -144,6 +145,7 @@ def check_digest(path: Path) -> None:
 def load_plain(path: Path) -> Any:
     """What a file holds, on the CPU: tensors and plain values only (`weights_only=True`), so that it can run no code.
 
+    `argparse.Namespace`, in which timm and torchvision keep their arguments, is plain, too: a name for a dict.
     Raises UserError for a file that is damaged or something else.
     """
     check_digest(path)
@@ -151,7 +153,8 @@ def load_plain(path: Path) -> Any:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
             return {'state_dict': load_file(path)}
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for damaged files
         reason = first_line(error)
         if path.suffix != '.safetensors' and not zipfile.is_zipfile(path):
@@ -161,7 +164,10 @@ def load_plain(path: Path) -> Any:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint or .safetensors file, on the CPU; a bare state dict comes as `state_dict`.
+    """The content of a checkpoint or .safetensors file, on the CPU, in timm's layout.
+
+    A bare state dict, and what is called `model`, come as `state_dict`; `model_ema` as `state_dict_ema`. A Namespace of
+    arguments comes as a dict, with `is_foreign` set.
 
     Raises UserError for a file that is missing, truncated or something else; see `load_plain`.
     """
@@ -174,8 +180,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f'checkpoint {path} holds a {type(content).__name__}, not the weights of a model')
     if all(isinstance(value, torch.Tensor) for value in content.values()):
         return {'state_dict': content}
-    if not isinstance(content.get('state_dict'), dict):
-        raise UserError(f'checkpoint {path} has no state_dict: it was not written by timm_rs or timm')
+    for name, other in (('state_dict', 'model'), ('state_dict_ema', 'model_ema')):
+        if content.get(name) is None and isinstance(content.get(other), dict):
+            content[name] = {key: value for key, value in content[other].items() if key != 'n_averaged'}  # no weight
+    if content.get('state_dict') is None:
+        content['state_dict'] = content.get('state_dict_ema')
+    for name in ('state_dict', 'state_dict_ema'):
+        weights = content.get(name)
+        if not isinstance(weights, dict) and (name == 'state_dict' or weights is not None):
+            raise UserError(f'checkpoint {path} has no {name}: it was not written by timm_rs or timm')
+        for key, value in (weights or {}).items():
+            if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+                raise UserError(f'checkpoint {path} has no weights in its {name}: {key} is a {type(value).__name__}')
+    if isinstance(content.get('args'), argparse.Namespace):
+        content |= dict(args=vars(content['args']), is_foreign=True)
     return content
 
 

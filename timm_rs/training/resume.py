@@ -14,6 +14,7 @@ from timm_rs.data.identity import changes, check_same_classes, known_classes
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import FIELDS, Recipe
+from timm_rs.recipe.reading import as_yaml
 from timm_rs.training.checkpoint import Checkpoints, describe, load_weights, read_checkpoint
 from timm_rs.training.state import Position, Training
 
@@ -99,6 +100,10 @@ def _resume_from(
     source = describe(path, content)
     if 'optimizer' not in content or 'epoch' not in content:
         raise UserError(f'checkpoint {path} holds weights only; start from it with --initial-checkpoint')
+    if content.get('is_foreign') and not recipe.no_resume_opt:
+        raise UserError(f'{source} is of another program, which saves no random states, so that its run cannot go on '
+                        'exactly: start from its weights with --initial-checkpoint, or go on at its epoch with '
+                        '--no-resume-opt, a fresh optimizer')
     now = training.origin['data']
     check_same_classes(known_classes(content, path) or {}, now['classes'], source)
     if not (recipe.allow_recipe_change or recipe.no_resume_opt):
@@ -188,7 +193,8 @@ def _choose(wanted: str, checkpoints: Checkpoints, device: Device) -> tuple[Path
 def _check_recipe(now: dict[str, Any], before: dict[str, Any], source: str, changed: list[str]) -> None:
     free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
     changed = changed + [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
-                         if name in before and name not in free and before[name] != now[name]]
+                         if name in before and name not in free and before[name] != now[name]
+                         and as_yaml(before[name]) != as_yaml(now[name])]  # a command line's tuple is a list in YAML
     if changed:
         raise UserError(f'the recipe is not that of {source}: {", ".join(changed)}; give the same values, or insist '
                         'with --allow-recipe-change')

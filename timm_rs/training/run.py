@@ -1,9 +1,11 @@
 """A run's folder, rows, checkpoints, signals and faults, around the loop over epochs."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +23,7 @@ from timm_rs.training.checkpoint import BEST, Checkpoints
 from timm_rs.training.engine import NonFiniteError
 from timm_rs.training.faults import explain
 from timm_rs.training.interruption import Interruption, Stopped
+from timm_rs.training.lock import FolderLock
 from timm_rs.training.resume import checkpoint_state, resume
 from timm_rs.training.runlog import Progress, Summary, open_folder
 from timm_rs.training.state import Position, Training
@@ -29,9 +32,19 @@ from timm_rs.training.state import Position, Training
 def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any, validation_set: Any) -> 'Run':
     """The folder of the run, made or found again, and `training` at the `position` where it goes on.
 
-    Raises UserError when the folder cannot be written, holds another run, or a checkpoint cannot be resumed.
+    Raises UserError when the folder cannot be written, holds another run, or a checkpoint cannot be resumed;
+    as FolderBusy when another run trains there.
     """
-    folder = device.on_primary(lambda: open_folder(recipe, training.data_config['input_size'][-1]))
+    with contextlib.ExitStack() as until_it_runs:
+        lock = until_it_runs.enter_context(FolderLock())
+        folder = device.on_primary(lambda: open_folder(recipe, training.data_config['input_size'][-1], lock))
+        run = _open_run(folder, lock, recipe, training, device, train_set, validation_set)
+        until_it_runs.pop_all()
+    return run
+
+
+def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training, device: Device, train_set: Any,
+              validation_set: Any) -> 'Run':
     best_by = training.task.best_by
     metric, lower_is_better = (
         (f'eval_{best_by.name}', not best_by.higher_is_better) if validation_set is not None else ('train_loss', True))
@@ -63,7 +76,7 @@ def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any,
         device.say(
             f'the warm-up of {recipe.warmup_epochs} epochs does not end within the {training.num_epochs} of this run: '
             f'the learning rate stays below {training.optimizer.defaults["lr"]:.4g} unless you lower --warmup-epochs')
-    return Run(training, device, position, checkpoints, summary, bad_samples, metric,
+    return Run(lock, training, device, position, checkpoints, summary, bad_samples, metric,
                Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval))
 
 
@@ -73,9 +86,11 @@ class Run:
     Without a fault it ends with the curves drawn and the best epoch named. `progress` and `position` are for the loop.
     """
 
-    def __init__(self, training: Training, device: Device, position: Position, checkpoints: Checkpoints,
-                 summary: Summary, bad_samples: BadSamples, metric: str, interruption: Interruption):
-        """`metric` is the column of the summary that the best checkpoint is chosen by."""
+    def __init__(self, lock: FolderLock, training: Training, device: Device, position: Position,
+                 checkpoints: Checkpoints, summary: Summary, bad_samples: BadSamples, metric: str,
+                 interruption: Interruption):
+        """`lock` ends with the run; `metric` is the column of the summary that the best checkpoint is chosen by."""
+        self.lock = lock
         self.training, self.device, self.position, self.checkpoints = training, device, position, checkpoints
         self.summary, self.bad_samples, self.metric, self.interruption = summary, bad_samples, metric, interruption
         self.progress = Progress(
@@ -158,6 +173,10 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
         self.interruption.__exit__()
+        with self.lock:
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         try:
             if isinstance(error, NonFiniteError):
                 good = next(iter(self.checkpoints.newest_first()), 'none, it was too early')

@@ -1,7 +1,9 @@
 """What people see of a run: the progress line, summary.csv and curves.png."""
 
+import contextlib
 import datetime
 import io
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from timm_rs.files import atomic_write, make_folder, read_csv, write_csv
 from timm_rs.progress import on_terminal
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Metric
+from timm_rs.training.lock import FolderLock
 
 
 class DataHint:
@@ -142,24 +145,38 @@ class Summary:
             file.write(picture.getvalue())
 
 
-def open_folder(recipe: Recipe, size: int) -> Path:
-    """The folder of a run on images of `size` px, made and proved writable. A resumed run stays where it was."""
+def open_folder(recipe: Recipe, size: int, lock: FolderLock) -> Path:
+    """The folder of a run on images of `size` px, made, proved writable and locked. A resumed run stays where it was.
+
+    Raises UserError when it cannot be written or holds another run, as FolderBusy while that one trains.
+    """
     name = recipe.experiment or f'{datetime.datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(recipe.model)}-{size}'
     folder = Path(recipe.output or 'output/train', name)
     if recipe.resume == 'auto' and not recipe.experiment:
         raise UserError('--resume auto needs --experiment NAME, to know which run to continue')
     if recipe.resume not in ('', 'auto') and not recipe.experiment and not recipe.output:
         folder = Path(recipe.resume).parent
-    number = 1
-    while not (recipe.experiment or recipe.resume) and folder.exists():  # another run began within this second
-        number += 1
-        folder = folder.with_name(f'{name}-{number}')
-    if not recipe.resume and any(folder.glob('*.pth.tar')):
-        raise UserError(f'{folder} already holds a run; continue it with --resume auto, or choose another --experiment')
     try:
+        if not (recipe.experiment or recipe.resume):
+            folder = _new_folder(folder)
         make_folder(folder)
+        lock.take(folder)
+        if not recipe.resume and any(folder.glob('*.pth.tar')):
+            raise UserError(
+                f'{folder} already holds a run; continue it with --resume auto, or choose another --experiment')
         for half in folder.glob('.*.tmp'):  # of a run that was killed while it saved
             half.unlink()
     except OSError as error:
         raise UserError(f'output folder {folder} cannot be written: {error.strerror}; change --output') from None
     return folder
+
+
+def _new_folder(folder: Path) -> Path:
+    """`folder`, made; with a number behind it when another run, begun within the same second, has just made it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        numbered = folder.with_name(f'{folder.name}-{number}') if number > 1 else folder
+        with contextlib.suppress(FileExistsError):
+            numbered.mkdir()
+            break
+    return numbered

@@ -1,22 +1,22 @@
 """A model as a run left it."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from timm_rs.data.class_names import FILE, in_order, read_class_names
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.files import read_csv
-from timm_rs.recipe.knobs import Recipe
-from timm_rs.recipe.reading import read_file
+from timm_rs.recipe.knobs import FIELDS, Recipe
+from timm_rs.recipe.reading import check_value, read_file
 from timm_rs.tasks import create_task
 from timm_rs.tasks.task import Task
 from timm_rs.training.build import build_model
 from timm_rs.training.checkpoint import BEST, LAST, SUFFIX, describe, load_weights, read_checkpoint
+from timm_rs.training.measured import Measured, Setting, create_setting, read_evaluation, read_summary
 
 MEASURED = ('summary.csv', 'eval.json')
+MADE_BY_TIMM = {'model', 'num_classes', 'img_size', 'crop_pct', 'gp'}  # names that its arguments always have
 
 
 @dataclasses.dataclass
@@ -30,10 +30,11 @@ class Trained:
         weights: 'ema' or 'raw'.
         epochs: epochs trained, None where the file does not say.
         task: of the recipe.
-        metrics: those of the task on the validation split, as far as they were measured.
-        images: number of validation images behind `metrics`, where known.
+        metrics: those of the task, as far as they were measured.
+        images: number of images behind `metrics`, where known.
         class_names: by class index, where the run recorded them.
         files: what goes along unchanged, name on the Hub -> path.
+        measured_on: what `metrics` are of; None: the validation split of the training.
     """
     model: Any
     recipe: Recipe
@@ -45,6 +46,12 @@ class Trained:
     images: int | None
     files: dict[str, Path]
     class_names: list[str] | None = None
+    measured_on: Setting | None = None
+
+    @property
+    def validated_on(self) -> Setting:
+        """What the training itself measured."""
+        return create_setting(self.recipe, self.data_config)
 
 
 def read_run(path: str | Path, weights: str | None = None) -> Trained:
@@ -77,17 +84,23 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
     evaluation = path.with_name(path.name.removesuffix(SUFFIX) + '.eval.json')
     files = {name: file for name, file in zip(
         MEASURED, (path.with_name('summary.csv'), evaluation), strict=True) if file.is_file()}
-    metrics, images = _measured(
-        files, [metric.name for metric in task.metrics], epoch, weights, averages='state_dict_ema' in content)
-    if not images:
-        files.pop('eval.json', None)  # it measured other weights
+    names, measured = [metric.name for metric in task.metrics], None
+    if 'eval.json' in files and not (measured := read_evaluation(evaluation, path, weights, names)):
+        del files['eval.json']
+    if not measured:
+        prefix = 'eval_raw_' if 'state_dict_ema' in content and weights == 'raw' else 'eval_'
+        metrics = read_summary(files['summary.csv'], epoch, prefix, names) if 'summary.csv' in files else {}
+        measured = Measured(metrics, None, create_setting(recipe, data_config))
     return Trained(model.eval(), recipe, task, data_config, weights, None if epoch is None else epoch + 1,
-                   metrics, images, files, _class_names(path, content, model.num_classes))
+                   measured.metrics, measured.images, files, _class_names(path, content, model.num_classes),
+                   measured.setting)
 
 
 def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
     """What the checkpoint says it was trained with, otherwise the args.yaml beside it."""
     values, source = content.get('args'), path
+    if content.get('is_foreign') and isinstance(values, dict):
+        values = _values_of_timm(values, path)
     if not isinstance(values, dict):
         source = path.with_name('args.yaml')
         if not source.is_file():
@@ -111,20 +124,15 @@ def _class_names(path: Path, content: dict[str, Any], num_classes: int) -> list[
     return names
 
 
-def _measured(
-        files: dict[str, Path], metrics: list[str], epoch: int | None, weights: str, averages: bool
-) -> tuple[dict[str, float], int | None]:
-    """Metrics of these weights, and the number of images if they come from a later evaluation of the checkpoint."""
-    try:
-        if 'eval.json' in files:
-            content = json.loads(files['eval.json'].read_text())
-            if content['weights'] == weights:
-                return {name: float(content[name]) for name in metrics}, int(content['num_samples'])
-        if 'summary.csv' in files:
-            prefix = 'eval_raw_' if averages and weights == 'raw' else 'eval_'
-            row = next((row for row in read_csv(files['summary.csv']) if row['epoch'] == str(epoch)), {})
-            return {name: float(row[prefix + name]) for name in metrics if row.get(prefix + name)}, None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        damaged = ' or '.join(str(file) for file in files.values())
-        raise UserError(f'{damaged} is damaged ({error!r}): mend it, or move it away to publish without') from None
-    return {}, None
+def _values_of_timm(arguments: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """The values of a recipe in arguments that timm's train.py has kept in a checkpoint; None for another program's.
+
+    Names of modules and of files are left alone: a checkpoint has no say in what is run and read. Raises
+    `RecipeError` for a value that we do not have, which may be part of the model.
+    """
+    if not arguments.keys() >= MADE_BY_TIMM:
+        return None
+    wanted = {name for name, knob in FIELDS.items() if not (knob.metadata['block'] or knob.metadata['private'])}
+    values = {name: check_value(name, value, f'the arguments in {path}') for name, value in arguments.items()
+              if name in wanted - {'device_modules'} and value is not None}
+    return values | dict(data_dir=str(arguments.get('data_dir') or arguments.get('data') or ''))  # for its name
