@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from timm_rs.data.class_names import FILE, in_order
+from timm_rs.data.datasets import class_to_index
 from timm_rs.data.listing import some
-from timm_rs.data.samples import Samples
+from timm_rs.data.samples import Relabelled, Samples
 from timm_rs.errors import UserError
 
 
@@ -22,6 +23,13 @@ def identity_of(dataset: Any, classes: dict[Any, int]) -> dict[str, Any]:
         text = '\n'.join(stems).encode(errors='surrogateescape')
         identity |= dict(num_images=len(stems), names_sha256=hashlib.sha256(text).hexdigest())
     return identity
+
+
+def num_present(dataset: Any) -> int:
+    """How many classes the data itself names; 0 where it names none."""
+    if isinstance(dataset, Relabelled):
+        return len(dataset.index_of)
+    return len(class_to_index(dataset))
 
 
 def known_classes(content: dict[str, Any], path: str | Path) -> dict[str, int] | None:

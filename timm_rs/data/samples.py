@@ -151,20 +151,20 @@ class Relabelled(Samples):
         """Every class of `samples` must be in `classes`."""
         self.samples, self.classes, self.left_out = samples, classes, samples.left_out
         known = {str(name): index for name, index in classes.items()}
-        self.new = {index: known[str(name)] for name, index in samples.classes.items()}
+        self.index_of = {index: known[str(name)] for name, index in samples.classes.items()}
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, index: int) -> tuple[bytes | Image.Image, Any]:
         source, label = self.samples.read(index)
-        return source, self.new[int(label)]
+        return source, self.index_of[int(label)]
 
     def name(self, index: int) -> str:
         return self.samples.name(index)
 
     def targets(self) -> list[int]:
-        return [self.new[target] for target in self.samples.targets()]
+        return [self.index_of[target] for target in self.samples.targets()]
 
     def epoch_order(self, rng: np.random.Generator) -> Order:
         return self.samples.epoch_order(rng)

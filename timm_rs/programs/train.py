@@ -13,16 +13,13 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 from timm.utils import random_seed
 
 import timm_rs
-from timm_rs.data.digits import write_digits
-from timm_rs.data.identity import known_classes
-from timm_rs.data.listing import summary
+from timm_rs.data.identity import known_classes, num_present
 from timm_rs.data.loader import create_eval_loader
 from timm_rs.device import create_device
 from timm_rs.device.torch_device import Device
@@ -34,8 +31,8 @@ from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import to_yaml
 from timm_rs.tasks import add_task_arguments, create_task
 from timm_rs.tasks.task import Task
-from timm_rs.training.build import build_model, build_training, create_step_settings
-from timm_rs.training.checkpoint import SUFFIX, describe, load_weights, read_checkpoint
+from timm_rs.training.build import build_data, build_model, build_training, create_step_settings
+from timm_rs.training.checkpoint import SUFFIX, checkpoint_in, describe, load_weights, read_checkpoint
 from timm_rs.training.engine import evaluate, share_batch_norm, train_updates, validate
 from timm_rs.training.measured import create_record
 from timm_rs.training.run import open_run
@@ -121,6 +118,7 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
     """Print the metrics of a checkpoint on the validation split; write them beside it as JSON."""
     if not recipe.val_split:
         raise UserError('--eval needs a validation split; val_split is empty')
+    path = checkpoint_in(path)
     content = read_checkpoint(path)
     _, validation_set, recipe = build_data(
         recipe, task, device, need_training=False, known=known_classes(content, path), source=str(path))
@@ -134,7 +132,7 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
         model=recipe.model, weights='ema' if weights == 'state_dict_ema' else 'raw', **task.results(metrics),
         num_samples=metrics['num_samples'], param_count=round(count_parameters(model), 2),
         img_size=data_config['input_size'][-1],
-        **create_record(recipe, data_config, len(task.classes(validation_set)) or model.num_classes, path,
+        **create_record(recipe, data_config, num_present(validation_set) or model.num_classes, path,
                         content.get('args')),
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
     if device.is_primary:
@@ -149,18 +147,3 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
                 json.dump(results, file, indent=2)
         except OSError as error:
             raise UserError(f'{output} cannot be written: {error.strerror}') from error
-
-
-def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool = True,
-               known: dict[str, int] | None = None, source: str = '') -> tuple[Any, Any, Recipe]:
-    """Training and validation dataset, and the recipe with `data_dir` and `num_classes` filled in from the data.
-
-    Classes `known` from `source` keep their indices. What of the data is left out is said.
-    """
-    if recipe.builtin_data == 'digits' and not recipe.data_dir and not recipe.dataset:
-        recipe = dataclasses.replace(recipe, data_dir=str(device.on_primary(write_digits)))
-    train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training, known, source)
-    for split, dataset in (('training', train_set), ('validation', validation_set)):
-        if left_out := getattr(dataset, 'left_out', ()):
-            device.say(f'left out of the {split} data: {summary(left_out)}')
-    return train_set, validation_set, dataclasses.replace(recipe, num_classes=recipe.num_classes or num_outputs)

@@ -12,6 +12,8 @@ from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 
+from timm_rs.data.digits import write_digits
+from timm_rs.data.listing import summary
 from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, blaming
@@ -72,6 +74,21 @@ def create_step_settings(recipe: Recipe) -> StepSettings:
         clip_grad=recipe.clip_grad, clip_mode=recipe.clip_mode, log_interval=recipe.log_interval,
         max_nonfinite_steps=recipe.max_nonfinite_steps,
         overwrites_gradients=recipe.torchcompile_mode in ('reduce-overhead', 'max-autotune'))
+
+
+def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool = True,
+               known: dict[str, int] | None = None, source: str = '') -> tuple[Any, Any, Recipe]:
+    """Training and validation dataset, and the recipe with `data_dir` and `num_classes` filled in from the data.
+
+    Classes `known` from `source` keep their indices. What of the data is left out is said.
+    """
+    if recipe.builtin_data == 'digits' and not recipe.data_dir and not recipe.dataset:
+        recipe = dataclasses.replace(recipe, data_dir=str(device.on_primary(write_digits)))
+    train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training, known, source)
+    for split, dataset in (('training', train_set), ('validation', validation_set)):
+        if left_out := getattr(dataset, 'left_out', ()):
+            device.say(f'left out of the {split} data: {summary(left_out)}')
+    return train_set, validation_set, dataclasses.replace(recipe, num_classes=recipe.num_classes or num_outputs)
 
 
 def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[str, Any]]:

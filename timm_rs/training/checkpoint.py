@@ -163,6 +163,16 @@ def load_plain(path: Path) -> Any:
                         f'checkpoint-N{SUFFIX}') from None
 
 
+def checkpoint_in(path: Path) -> Path:
+    """`path`, or the best checkpoint of a run's folder. Raises UserError for a folder without."""
+    if not path.is_dir():
+        return path
+    found = [path / name for name in (BEST, LAST) if (path / name).is_file()]
+    if not found:
+        raise UserError(f'{path} holds no {BEST}: give the folder of a run of train.py, or a checkpoint')
+    return found[0]
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint or .safetensors file, on the CPU, in timm's layout.
 

@@ -12,7 +12,7 @@ from timm_rs.recipe.reading import check_value, read_file
 from timm_rs.tasks import create_task
 from timm_rs.tasks.task import Task
 from timm_rs.training.build import build_model
-from timm_rs.training.checkpoint import BEST, LAST, SUFFIX, describe, load_weights, read_checkpoint
+from timm_rs.training.checkpoint import SUFFIX, checkpoint_in, describe, load_weights, read_checkpoint
 from timm_rs.training.measured import Measured, Setting, create_setting, read_evaluation, read_summary
 
 MEASURED = ('summary.csv', 'eval.json')
@@ -64,12 +64,7 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
     Raises:
         UserError: nothing of that kind at `path`, damaged, without a recipe, or without the weights asked for.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in (BEST, LAST) if (path / name).is_file()]
-        if not found:
-            raise UserError(f'{path} holds no {BEST}: give the folder of a run of train.py, or a checkpoint')
-        path = found[0]
+    path = checkpoint_in(Path(path))
     content = read_checkpoint(path)
     if weights == 'ema' and not content.get('state_dict_ema'):
         raise UserError(f'{path} has no averaged weights; the run had model_ema off: use --weights raw')
