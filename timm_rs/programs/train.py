@@ -36,12 +36,14 @@ from timm_rs.training.build import build_model, build_training, create_step_sett
 from timm_rs.training.checkpoint import SUFFIX, describe, load_weights, read_checkpoint
 from timm_rs.training.engine import evaluate, share_batch_norm, train_updates, validate
 from timm_rs.training.run import open_run
+from timm_rs.training.trained import checkpoint_in
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(usage='%(prog)s --recipe FILE [--data-dir FOLDER] [--OPTION VALUE ...]', description=__doc__)
     parser.add_argument('--show', action='store_true', help='print every effective value and its source, then exit')
-    parser.add_argument('--eval', metavar='CHECKPOINT', help='evaluate a checkpoint (its EMA, if any) and exit')
+    parser.add_argument('--eval', metavar='CHECKPOINT', help='evaluate a checkpoint, or the best of a folder of a run '
+                        '(its EMA, if any), and exit')
     add_recipe_arguments(parser)
     add_task_arguments(parser, argv)
     arguments = parser.parse_args(argv)
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     random_seed(recipe.seed, device.rank)
     try:
         if arguments.eval:
-            run_evaluation(Path(arguments.eval), recipe, task, device)
+            run_evaluation(checkpoint_in(Path(arguments.eval)), recipe, task, device)
         else:
             run_training(recipe, task, device)
         if recipe.show_xla_metrics:

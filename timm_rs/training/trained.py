@@ -57,12 +57,7 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
     Raises:
         UserError: nothing of that kind at `path`, damaged, without a recipe, or without the weights asked for.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in (BEST, LAST) if (path / name).is_file()]
-        if not found:
-            raise UserError(f'{path} holds no {BEST}: give the folder of a run of train.py, or a checkpoint')
-        path = found[0]
+    path = checkpoint_in(Path(path))
     content = read_checkpoint(path)
     if weights == 'ema' and not content.get('state_dict_ema'):
         raise UserError(f'{path} has no averaged weights; the run had model_ema off: use --weights raw')
@@ -83,6 +78,16 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
         files.pop('eval.json', None)  # it measured other weights
     return Trained(model.eval(), recipe, task, data_config, weights, None if epoch is None else epoch + 1,
                    metrics, images, files, read_class_names(path.parent, model.num_classes))
+
+
+def checkpoint_in(path: Path) -> Path:
+    """`path`, or in the folder of a run its best checkpoint. Raises UserError for a folder without any."""
+    if not path.is_dir():
+        return path
+    found = [path / name for name in (BEST, LAST) if (path / name).is_file()]
+    if not found:
+        raise UserError(f'{path} holds no {BEST}: give the folder of a run of train.py, or a checkpoint')
+    return found[0]
 
 
 def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
