@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -37,19 +38,27 @@ def blaming(what: str) -> Iterator[None]:
         raise UserError(f'{what}: {reason.strip() or type(error).__name__}') from error
 
 
+def escape_unknown_letters() -> None:
+    """From now on a letter that the output's encoding has not (… in ASCII) is written as \\u2026, and does not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with its status and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback.
 
     A name that is too long for a file is one, too, wherever it is looked for first.
     """
+    escape_unknown_letters()
     try:
         try:
             yield
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            raise UserError(f'{error.strerror}: {textwrap.shorten(str(error.filename), 100)}') from error
+            raise UserError(f'{error.strerror}: {str(error.filename)[:100]} …') from error
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except UserError as error:

@@ -1,4 +1,5 @@
 """Predictions: the classes that the model gives an image, by name; bad images are named and survived."""
+import dataclasses
 import http.server
 import threading
 
@@ -11,10 +12,14 @@ from PIL import Image
 
 import timm_rs.inference.predict
 from timm_rs.data.class_names import FILE, in_order, names_of_timm_model, read_class_names, write_class_names
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.inference.predict import download, find_images, load_images, predict
 from timm_rs.inference.source import Source, open_model
 from timm_rs.publish.folder import CONFIG, write_folder
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks import create_task
+from timm_rs.training.build import build_model
 from timm_rs.training.trained import read_run
 
 
@@ -180,3 +185,18 @@ def test_another_image_size_is_for_the_transform_too(tiny_run, tmp_path):
     images, _ = load_images(source, [paint(tmp_path / 'x.png', 0)])
     assert images.shape == (1, 3, 48, 48)
     assert open_model('test_vit', img_size=64).data_config['input_size'] == (3, 64, 64)
+
+
+def test_a_model_that_has_its_image_size_in_its_weights_keeps_it(tmp_path):
+    model, _ = build_model(recipe := Recipe(model='vit_tiny_patch16_224', img_size=32, num_classes=3), Device('cpu'),
+                           create_task(recipe))
+    assert model.patch_embed.img_size == (32, 32)
+    torch.save(dict(state_dict=model.state_dict(), args=dataclasses.asdict(recipe)), tmp_path / 'vit.pth.tar')
+    assert open_model(str(tmp_path / 'vit.pth.tar')).data_config['input_size'] == (3, 32, 32)
+    with pytest.raises(UserError, match='has its image size, 32 x 32, in its weights; leave out --img-size'):
+        open_model(str(tmp_path / 'vit.pth.tar'), img_size=64)
+
+
+def test_gray_images_have_one_mean():
+    _, config = build_model(recipe := Recipe(model='test_resnet', in_chans=1), Device('cpu'), create_task(recipe))
+    assert len(config['mean']) == len(config['std']) == config['input_size'][0] == 1

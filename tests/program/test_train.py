@@ -288,6 +288,11 @@ def test_class_missing_in_validation_does_not_shift_the_labels(run, image_folder
     assert json.loads((folder / 'eel.eval.json').read_text())['top1'] == 100
 
 
+def test_of_a_folder_the_best_is_evaluated(run, tiny_run):
+    result = run(*TINY, '--data-dir', tiny_run.parent / 'pets', '--eval', tiny_run, '--crop-pct', 1.0)
+    assert result.code == 0 and str(tiny_run / 'model_best.eval.json') in result.out
+
+
 def test_num_classes_that_disagrees_with_the_data_is_refused(run, image_folder):
     refused(run(*TINY, '--data-dir', image_folder, '--num-classes', 10), 'num_classes is 10', '3 classes', 'cat')
 
@@ -307,7 +312,23 @@ def test_batch_larger_than_the_dataset_is_refused(run, image_folder):
     (['--aa', 'rand-q9'], ['augmentation settings']),
     (['--train-interpolation', 'cubic'], ['augmentation settings']),
     (['--mixup', '0.2', '-b', '3'], ['even batch_size, got 3']),
-    (['--mean', '0.1', '0.2'], ['resnetrs']),
+    (['--mean', '0.1', '0.2'], ['mean needs a value for each of 3 channels, or one for all, got [0.1, 0.2]']),
+    (['--std', '0.1', '0.2', '--in-chans', '1'], ['std needs a value for each of 1 channels']),
+    (['--in-chans', '4'], ['input_img_mode L does not go with 4 input channels: give --input-img-mode RGBA or CMYK']),
+    (['--in-chans', '2', '--loader', 'timm'], ['give --input-img-mode LA']),
+    (['--in-chans', '5'], ['5 input channels: images have 1 to 4 of them']),
+    (['--input-img-mode', 'F'], ['input_img_mode F does not go with 3 input channels: give --input-img-mode RGB or']),
+    (['--opt', 'adahessian'], ['adahessian needs second derivatives']),
+    (['--opt', 'adamw', '--opt-betas', '0.9'], ['adamw takes 2 opt_betas, got [0.9]']),
+    (['--smoothing', '1'], ['smoothing must be at least 0 and below 1, got 1.0']),
+    (['--cutmix-minmax', '0.5', '0.5'], ['cutmix_minmax [0.5, 0.5] leaves no size to draw at 32 px']),
+    (['--lr-cycle-mul', '0.5', '--cooldown-epochs', '9'], ['schedule cosine cannot be built']),
+    (['--lr-noise', '0', '--lr-noise-std', '99', '--lr-noise-pct', '0.1'], ['hardly any noise is within that limit']),
+    (['--lr', 'nan'], ['command line: lr must be finite, got nan']),
+    (['--torchcompile', 'nonsense'], ['torchcompile nonsense']),
+    (['-b', '1', '--img-size', '16'], ['batch norm needs more than one value per channel']),
+    (['--experiment', 'x' * 300], ['File name too long']),
+    (['--eval', '.'], ['. holds no model_best.pth.tar']),
     (['--device', 'gpu'], ['unknown device gpu']),
     (['--device', 'tpu'], ['device tpu needs torch_tpu']),
     (['--aug-repeats', '3'], ['aug_repeats', 'torchrun']),

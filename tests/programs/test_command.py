@@ -1,3 +1,5 @@
+import contextlib
+import io
 import re
 import sys
 from types import SimpleNamespace
@@ -31,6 +33,15 @@ def test_list_has_every_program_with_the_first_line_of_its_docstring(capsys, arg
     doors = {path.stem for path in [ROOT / 'train.py', *(ROOT / 'tools').glob('*.py')]} - {'stress_resume'}
     assert list(shown) == sorted({door.replace('_', '-') for door in doors} | {'eval'})
     assert shown['predict'] == 'Print the most likely classes of images.'
+
+
+@pytest.mark.parametrize('name', sorted({path.stem for path in (ROOT / 'timm_rs/programs').glob('[!_]*.py')}))
+def test_help_can_be_read_where_there_is_only_ascii(monkeypatch, name):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(shown, encoding='ascii', write_through=True))
+    with pytest.raises(SystemExit) if name != 'command' else contextlib.nullcontext():
+        load_tool(name).main(['--help'])
+    assert b'usage: ' in shown.getvalue()
 
 
 def test_program_gets_the_words_after_its_name_and_calls_itself_by_it(called):

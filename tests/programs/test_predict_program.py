@@ -53,6 +53,8 @@ def test_an_exported_file_predicts_as_the_run_does(predict, tiny_run, tmp_path, 
     (['resnetrs', '.'], 'there are no images in the folder .'),
     (['resnetrs', 'x.png'], "no weights are published for 'resnetrs'"),
     (['resnetrs', 'x.png', '--top-k', '0'], '--top-k and --batch-size must be at least 1'),
+    (['resnetrs', 'x.png', '--img-size', '-5'], 'argument --img-size: must be between 1 and 16384, got -5'),
+    (['resnetrs', 'x.png', '--num-classes', '0'], 'argument --num-classes: must be at least 1, got 0'),
     (['resnetrs', 'x.png', '--csv', 'none/p.csv'], '--csv none/p.csv: there is no folder none'),
 ])
 def test_what_cannot_be_done_is_one_line(predict, arguments, words, capsys, tmp_path, monkeypatch):

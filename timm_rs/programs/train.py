@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(usage='%(prog)s --recipe FILE [--data-dir FOLDER] [--OPTION VALUE ...]', description=__doc__)
     parser.add_argument('data', nargs='?', metavar='FOLDER', help='the same as --data-dir, as in timm')
     parser.add_argument('--show', action='store_true', help='print every effective value and its source, then exit')
-    parser.add_argument('--eval', metavar='CHECKPOINT', help='evaluate a checkpoint (its EMA, if any) and exit')
+    parser.add_argument('--eval', metavar='CHECKPOINT', help='evaluate a checkpoint, or the best of a folder of a run '
+                        '(its EMA, if any), and exit')
     parser.add_argument('--local-rank', '--local_rank', type=int, metavar='N',
                         help="ignored: torchrun's environment says it")
     add_recipe_arguments(parser)

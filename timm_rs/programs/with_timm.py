@@ -3,7 +3,7 @@ import os
 import runpy
 import sys
 
-from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.errors import UserError, escape_unknown_letters, exit_on_user_error
 
 EXAMPLE = """usage: {prog} SCRIPT [ARGUMENTS OF THE SCRIPT ...]
 
@@ -16,6 +16,7 @@ example:
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ('-h', '--help'):
+        escape_unknown_letters()
         print(f'{__doc__}\n\n{EXAMPLE.format(prog=os.path.basename(sys.argv[0]))}', end='')
         raise SystemExit(0 if argv else 2)
     script = argv[0]

@@ -3,12 +3,12 @@
 import argparse
 import ast
 import dataclasses
-import io
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from timm_rs.errors import escape_unknown_letters
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
 from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, find_recipe, read_file
 from timm_rs.recipe.timm_options import is_of_timm, refusal
@@ -33,15 +33,10 @@ def at_least(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that names the nearest option, never abbreviates, and takes no empty word for a place.
-
-    From then on what a terminal or file has no letters for is written as \\u2026, and is no reason to fail.
-    """
+    """ArgumentParser that names the nearest option, never abbreviates, and takes no empty word for a place."""
 
     def __init__(self, **kwargs: Any):
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors='backslashreplace')
+        escape_unknown_letters()
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:

@@ -156,8 +156,9 @@ def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
             raise UserError(f'{name} needs a value for each of {channels} channels, or one for all, got {given}')
     with blaming(f'input_size, crop_pct, interpolation, … do not suit {recipe.model}'):
         data_config = resolve_data_config(dataclasses.asdict(recipe), model=model)
-    # timm's loader does so, too, but not whoever reads the configuration of a model with other channels than usual.
-    return model, data_config | {name: adapt_to_chs(data_config[name], channels) for name in ('mean', 'std')}
+    # What timm's loader does, too, but not whoever else reads the configuration of a model with unusual channels.
+    data_config |= {name: adapt_to_chs(data_config[name], channels) for name in ('mean', 'std')}
+    return model, data_config | dict(input_size=(channels, *data_config['input_size'][1:]))
 
 
 def fixed_size(name: str, size: int | list[int] | None) -> dict[str, Any]:

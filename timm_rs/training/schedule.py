@@ -28,10 +28,11 @@ def create_optimizer(model: nn.Module, recipe: Recipe, num_devices: int) -> torc
             raise UserError('weight_decay_rule tf and layer_decay both group the parameters: set one of the two')
         options['param_group_fn'] = all_but_batch_norm_decay
     with blaming(f'optimizer {recipe.opt} cannot be built'):
+        kind = get_optimizer_class(recipe.opt.rpartition('_')[2], bind_defaults=False)  # of lookahead_adamw, too
+        usual = inspect.signature(kind).parameters.get('betas')
+        if recipe.opt_betas and usual and len(recipe.opt_betas) != len(usual.default):
+            raise UserError(f'optimizer {recipe.opt} takes {len(usual.default)} opt_betas, got {recipe.opt_betas}')
         optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **options)
-    usual = inspect.signature(type(optimizer)).parameters.get('betas')
-    if recipe.opt_betas and usual and len(recipe.opt_betas) != len(usual.default):
-        raise UserError(f'optimizer {recipe.opt} takes {len(usual.default)} opt_betas, got {recipe.opt_betas}')
     if getattr(optimizer, 'is_second_order', False):
         raise UserError(f'optimizer {recipe.opt} needs second derivatives, which are not computed here: take another')
     return optimizer
