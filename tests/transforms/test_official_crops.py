@@ -171,7 +171,8 @@ def test_same_seed_gives_the_same_crop_and_half_of_them_are_mirrored():
 @pytest.mark.parametrize(('scale', 'ratio'), [((0, 1), (1, 1)), ((0.5, 0.2), (1, 1)), ((0.1, 1.1), (1, 1)),
                                               ((0.1, 1), (2, 1)), ((0.1, 1), (0, 1))])
 def test_empty_ranges_are_refused(scale, ratio):
-    with pytest.raises(ValueError, match='scale must be a range within 0..1'):
+    with pytest.raises(ValueError, match='scale must be above 0 and at most 1, got 0.0'),
+    ([*TF, '--scale', 1, 0.5], 'scale must be a range within 0..1'):
         TrainCrop(16, scale, ratio)
 
 
@@ -193,7 +194,7 @@ def test_timms_loader_keeps_timms_transforms_by_default():
     for is_training in (True, False):
         timms = timm.data.create_transform(32, is_training=is_training, auto_augment=AA, use_prefetcher=True)
         ours = create_transform_for_timm(Recipe(aa=AA), DATA, is_training)
-        assert [type(step) for step in ours.transforms] == [type(step) for step in timms.transforms]
+        assert [type(step) for step in ours.transform.transforms] == [type(step) for step in timms.transforms]
 
 
 def test_timms_loader_can_do_as_the_release_with_random_numbers_from_torch():
@@ -277,7 +278,7 @@ def test_official_transforms_resume_where_they_stopped(run, image_folder, tmp_pa
     ([*TF, '--interpolation', 'bilinear'], 'preprocessing: tf needs interpolation: bicubic, got bilinear'),
     ([*TF, '--train-crop-mode', 'rkrc'], 'preprocessing: tf needs train_crop_mode: rrc, got rkrc'),
     ([*TF, '--input-size', 3, 32, 40], 'preprocessing: tf makes square images'),
-    ([*TF, '--scale', 0.5], 'augmentation settings'),
+    ([*TF, '--scale', 0.5], 'argument --scale: expected 2 arguments'),
     ([*TF, '--scale', 0, 1], 'scale must be a range within 0..1'),
 ])
 def test_contradictions_are_one_message(run, image_folder, extra, words):
