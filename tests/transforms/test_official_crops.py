@@ -193,7 +193,7 @@ def test_timms_loader_keeps_timms_transforms_by_default():
     for is_training in (True, False):
         timms = timm.data.create_transform(32, is_training=is_training, auto_augment=AA, use_prefetcher=True)
         ours = create_transform_for_timm(Recipe(aa=AA), DATA, is_training)
-        assert [type(step) for step in ours.transforms] == [type(step) for step in timms.transforms]
+        assert [type(step) for step in ours.transform.transforms] == [type(step) for step in timms.transforms]
 
 
 def test_timms_loader_can_do_as_the_release_with_random_numbers_from_torch():
@@ -277,8 +277,8 @@ def test_official_transforms_resume_where_they_stopped(run, image_folder, tmp_pa
     ([*TF, '--interpolation', 'bilinear'], 'preprocessing: tf needs interpolation: bicubic, got bilinear'),
     ([*TF, '--train-crop-mode', 'rkrc'], 'preprocessing: tf needs train_crop_mode: rrc, got rkrc'),
     ([*TF, '--input-size', 3, 32, 40], 'preprocessing: tf makes square images'),
-    ([*TF, '--scale', 0.5], 'augmentation settings'),
-    ([*TF, '--scale', 0, 1], 'scale must be a range within 0..1'),
+    ([*TF, '--scale', 0.5], 'argument --scale: expected 2 arguments'),
+    ([*TF, '--scale', 0, 1], 'scale must be above 0 and at most 1, got 0.0'),
 ])
 def test_contradictions_are_one_message(run, image_folder, extra, words):
     result = run(*TINY, '--data-dir', image_folder, *extra)

@@ -78,6 +78,9 @@ def create_schedule(
         schedule, num_epochs = create_scheduler_v2(
             optimizer, **scheduler_kwargs(recipe, decreasing_metric=lower_is_better),
             updates_per_epoch=updates_per_epoch)
+        if num_epochs > 1e9:
+            raise ValueError(f'{num_epochs} epochs are more than anybody can train; they are epochs x lr_cycle_limit, '
+                             'with cooldown_epochs, and warmup_epochs as a prefix')
         if schedule is not None and recipe.sched != 'plateau':  # which follows the metric
             check_rates(schedule, num_epochs, updates_per_epoch if recipe.sched_on_updates else 1)
     if recipe.schedule == 'tf' and isinstance(schedule, CosineLRScheduler):
