@@ -4,9 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, load_tool
-
-from timm_rs.errors import UserError
+from conftest import ROOT, failure, load_tool
 
 
 @pytest.mark.stress
@@ -31,6 +29,5 @@ def test_what_differs_is_found_by_its_place():
     assert difference(first, {'a': first['a']})
 
 
-def test_no_trials_are_refused():
-    with pytest.raises(UserError, match='--trials must be at least 1'):
-        load_tool('stress_resume').main(['--trials', '0'])
+def test_no_trials_are_refused(capsys):
+    assert '--trials: must be at least 1, got 0' in failure(load_tool('stress_resume'), capsys, '--trials', 0)
