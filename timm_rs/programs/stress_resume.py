@@ -65,8 +65,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--deterministic', action='store_true', help='as of train.py; GPUs need it to be equal')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row per trial')
     arguments = parser.parse_args(argv)
-    if arguments.trials < 1:
-        raise UserError(f'--trials must be at least 1, got {arguments.trials}')
     torch.set_num_threads(1)  # threads do not survive a fork
     os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'  # CUDA neither, not even to be asked whether it is there
     if not hasattr(os, 'fork'):
@@ -116,6 +114,8 @@ def kill_and_continue(folder: Path, trial: Trial, seconds: float, rng: random.Ra
         while run.all_run() and time.monotonic() < moment:
             time.sleep(0.002)
         if run.all_run():
+            if not run.has_begun():  # torch waits half an hour for who has not come; launchers end the rest at once
+                victims = run.pids
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
             trial.kills += 1
@@ -142,6 +142,8 @@ class Run:
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
+        self.log = folder / f'runs/{name}.log'
+        self.said_before = self.log.stat().st_size if self.log.exists() else 0
         self.pids: list[int] = []
         self.codes: dict[int, int] = {}  # of those that have ended
         for rank in range(trial.processes):
@@ -150,8 +152,12 @@ class Run:
             sys.stdout.flush()
             pid = os.fork()
             if not pid:
-                train_and_exit(argv, folder / f'runs/{name}.log', {key: str(value) for key, value in group.items()})
+                train_and_exit(argv, self.log, {key: str(value) for key, value in group.items()})
             self.pids.append(pid)
+
+    def has_begun(self) -> bool:
+        """Whether the processes have met and opened the folder of the run."""
+        return self.log.exists() and b'everything is written to' in self.log.read_bytes()[self.said_before:]
 
     def all_run(self) -> bool:
         for pid in set(self.pids) - self.codes.keys():
