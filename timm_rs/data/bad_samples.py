@@ -103,8 +103,9 @@ class BadSamples:
                 path.unlink(missing_ok=True)
             elif path.exists():
                 self._read()
-            if rows := list(left_out):
-                self._write([*rows, *self.reasons.items()])
+            # A kill may have left half a row at the end, which the next would be glued to.
+            if (rows := [*left_out, *self.reasons.items()]) or path.exists():
+                write_csv(path, [dict(zip(COLUMNS, row, strict=True)) for row in rows], COLUMNS)
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -135,11 +136,6 @@ class BadSamples:
             rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
         self.reasons = {name: reason for name, reason in rows
                         if (name, reason) != COLUMNS and reason not in LEFT_OUT}
-        # A kill may have left half a row at the end, which the next would be glued to.
-        self._write(self.reasons.items())
-
-    def _write(self, rows: Iterable[Problem]) -> None:
-        write_csv(self.path, [dict(name=name, reason=reason) for name, reason in rows], COLUMNS)
 
     @contextlib.contextmanager
     def _user_error(self) -> Iterator[None]:

@@ -27,10 +27,10 @@ def write_class_names(folder: Path, classes: dict[Any, int]) -> None:
             file.writelines(f'{name}\n' for name in in_order(classes))
 
 
-def read_class_names(folder: Path, num_classes: int) -> list[str] | None:
+def read_class_names(folder: Path, num_classes: int | None = None) -> list[str] | None:
     """What `write_class_names` wrote; None where there is no such file.
 
-    Raises UserError when it cannot be read, or has another number of names.
+    Raises UserError when it cannot be read, or has another number of names than `num_classes`.
     """
     path = folder / FILE
     try:
@@ -39,7 +39,7 @@ def read_class_names(folder: Path, num_classes: int) -> list[str] | None:
         return None
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from error
-    if len(names) != num_classes:
+    if num_classes not in (None, len(names)):
         raise UserError(f'{path} has {len(names)} names, but the model has {num_classes} classes; mend it or move it '
                         'away')
     return names

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from timm_rs.data.class_names import FILE, in_order
+from timm_rs.data.class_names import in_order, read_class_names
 from timm_rs.data.datasets import class_to_index
 from timm_rs.data.listing import some
 from timm_rs.data.samples import Relabelled, Samples
@@ -36,13 +36,8 @@ def known_classes(content: dict[str, Any], path: str | Path) -> dict[str, int] |
     """The classes that a checkpoint, or else the file beside it, says it was trained on; None where neither does."""
     if classes := (content.get('data') or {}).get('classes'):
         return dict(classes)
-    beside = Path(path).with_name(FILE)
-    if not beside.is_file():
+    if (names := read_class_names(Path(path).parent)) is None:
         return None
-    try:
-        names = beside.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
-    except OSError as error:
-        raise UserError(f'{beside} cannot be read: {error.strerror}') from error
     return {name: index for index, some_names in enumerate(names) for name in some_names.split(' / ')}
 
 

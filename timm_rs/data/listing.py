@@ -17,7 +17,7 @@ from timm_rs.errors import UserError
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 SYSTEM_NAMES = ('lost+found', 'System Volume Information', 'Thumbs.db', 'desktop.ini')
 
-_DIGITS = re.compile(r'(\d+)')
+_DIGITS = re.compile(r'(\d{1,4000})')  # Python makes no integers of more
 
 # Why something is left out, in the order that people are told.
 OF_SYSTEM = 'hidden, or of a system or tool'
@@ -46,9 +46,9 @@ class Listing(NamedTuple):
     spans: list[tuple[int, int]]
 
 
-def is_image_name(name: str, suffixes: Iterable[str] = ()) -> bool:
-    """Whether a file is called like an image: by one of `suffixes`, or else of those here and timm's."""
-    return os.path.splitext(name)[1].lower() in (tuple(suffixes) or (*IMAGE_SUFFIXES, *get_img_extensions()))
+def accepted_suffixes(suffixes: Iterable[str] = ()) -> tuple[str, ...]:
+    """What names of images end with, in lower case: one of `suffixes`, or else of those here and timm's."""
+    return tuple(suffix.lower() for suffix in suffixes) or (*IMAGE_SUFFIXES, *get_img_extensions())
 
 
 def is_of_system(name: str) -> bool:
@@ -57,14 +57,16 @@ def is_of_system(name: str) -> bool:
     return name[:1] in ('.', '@', '$', '#', '~') or name.startswith('__') or name in SYSTEM_NAMES
 
 
-def natural_key(name: str) -> tuple[list[int | str], str]:
-    """timm's order, in which b9 is before b10; what is equal there, such as A and a, goes by the name itself."""
-    return [int(part) if part.isdecimal() else part for part in _DIGITS.split(name.lower())], name
+def natural_key(name: str) -> list[int | str]:
+    """timm's order, in which b9 is before b10. Sort by the name itself first: here, A equals a."""
+    parts: list[int | str] = _DIGITS.split(name.lower())
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def in_class_order(labels: Iterable[str]) -> dict[str, int]:
     """Class name -> index: a function of the names alone, the same in every process and for every reader."""
-    return {name: index for index, name in enumerate(sorted(set(labels), key=natural_key))}
+    return {name: index for index, name in enumerate(sorted(sorted(set(labels)), key=natural_key))}
 
 
 def list_folder(root: str, suffixes: Iterable[str] = (), class_is_leaf: bool = False) -> Listing:
@@ -73,7 +75,7 @@ def list_folder(root: str, suffixes: Iterable[str] = (), class_is_leaf: bool = F
     The class of an image is the folder directly below `root` that it is in, whatever lies deeper; with
     `class_is_leaf` the folder that it lies in itself, as timm has it. Raises OSError.
     """
-    accepted = {suffix.lower() for suffix in suffixes} or {*IMAGE_SUFFIXES, *get_img_extensions()}
+    accepted = accepted_suffixes(suffixes)
     names: list[str] = []
     left_out: list[tuple[str, str]] = []
     directories: list[str] = []
@@ -92,18 +94,19 @@ def list_folder(root: str, suffixes: Iterable[str] = (), class_is_leaf: bool = F
                         left_out.append((name, LOOP))
                     else:
                         walk(entry.path, f'{name}/', (*around, here))
-                elif os.path.splitext(entry.name)[1].lower() in accepted:
+                elif entry.name.lower().endswith(accepted):
                     names.append(name)
                 else:
                     left_out.append((name, NO_IMAGE))
         if len(names) == found and prefix:
-            if os.path.splitext(folder)[1].lower() in accepted:
+            if folder.lower().endswith(accepted):
                 directories.append(prefix.rstrip('/'))
             else:
                 left_out.append((prefix.rstrip('/'), EMPTY))
 
     status = os.stat(root)
     walk(root, '', ((status.st_dev, status.st_ino),))
+    names.sort()
     names.sort(key=natural_key)
     return Listing(names, [class_of(name, class_is_leaf) for name in names], sorted(left_out), sorted(directories), [])
 
@@ -114,18 +117,20 @@ def list_archive(path: str, suffixes: Iterable[str] = (), class_is_leaf: bool = 
     A folder around everything that is called like the archive, train/ in train.tar, is no class. Raises OSError, and
     tarfile's errors.
     """
+    accepted = accepted_suffixes(suffixes)
     members: list[tuple[str, int, int]] = []
     left_out: list[tuple[str, str]] = []
     with tarfile.open(path, 'r:') as tar:
         for name, offset, member in _members(tar):
             if any(is_of_system(part) for part in PurePosixPath(name).parts):
                 left_out.append((name, OF_SYSTEM))
-            elif not is_image_name(name, suffixes):
+            elif not name.lower().endswith(accepted):
                 left_out.append((name, NO_IMAGE))
             elif not member.isreg() or member.issparse():
                 left_out.append((name, NO_FILE))
             else:
                 members.append((name, offset, member.size))
+    members.sort()
     members.sort(key=lambda member: natural_key(member[0]))
     names = [name for name, *_ in members]
     around = os.path.splitext(os.path.basename(path))[0] + '/'
