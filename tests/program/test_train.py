@@ -339,11 +339,16 @@ def test_batch_larger_than_the_dataset_is_refused(run, image_folder):
     (['--resume', 'auto'], ['--resume auto needs --experiment']),
     (['--recipe', 'no.yaml'], ['no.yaml does not exist']),
     (['--dataset', 'torch/no_such'], ['torch/no_such']),
+    (['--dataset', 'nonsense'], ['unknown dataset nonsense', 'torch/']),
+    (['--dataset', 'torhc/cifar10'], ['unknown dataset torhc/cifar10']),
+    (['--dataset', 'wds'], ['unknown dataset wds', 'wds/']),
     (['--lr', '1.0e9', '--experiment', 'nan', '--max-nonfinite-steps', '2'],
      ['not finite in 3 updates in a row', 'lower the learning rate', 'the last good checkpoint:']),
 ])
 def test_bad_argument_is_refused(run, image_folder, arguments, parts):
-    refused(run(*TINY, '--data-dir', image_folder, *arguments), *parts)
+    result = run(*TINY, '--data-dir', image_folder, *arguments)
+    refused(result, *parts)
+    assert 'Pretrained mean/std' not in result.err  # timm's own words, before it is told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')

@@ -19,6 +19,10 @@ from timm_rs.recipe.knobs import Recipe
 # timm's names of a folder or tar per split, in its order of search
 TRAIN_NAMES = ('train', 'training')
 VALIDATION_NAMES = ('val', 'valid', 'validation', 'eval', 'evaluation')
+# What --dataset may be for the folder or tar files in data_dir, and begin with for all else. timm takes any other word
+# for a folder.
+LISTED = ('', 'folder', 'tar', 'imagefolder', 'imagetar')
+PREFIXES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
 
 
 def create_datasets(
@@ -84,7 +88,10 @@ def open_split(recipe: Recipe, split: str, is_training: bool) -> AnyDataset:
     """
     if recipe.data_dir and (shards := _open_shards(recipe, recipe.data_dir, split)):
         return _in_class_map(shards, recipe.class_map, recipe.data_dir)
-    is_listed = '/' not in recipe.dataset  # a folder or a tar; the others know their own splits
+    is_listed = recipe.dataset.lower() in LISTED  # the others know their own splits
+    if not is_listed and not recipe.dataset.lower().startswith(PREFIXES):
+        raise UserError(f'unknown dataset {recipe.dataset}: leave it out for a folder or tar files, or begin it with '
+                        f'{", ".join(PREFIXES)}')
     root = recipe.data_dir
     if is_listed:
         root = _split_root(root, split, alone=recipe.val_split in ('', MINIVAL))

@@ -13,7 +13,7 @@ from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import KeyValues, at_least
 from timm_rs.recipe.knobs import Recipe, nearest
 from timm_rs.tasks import create_task
-from timm_rs.training.build import build_model
+from timm_rs.training.build import build_model, has_fixed_size
 from timm_rs.training.trained import read_run
 
 MODEL_HELP = ("a run's folder (its best) or checkpoint, a folder with a config.json, or a name of timm's, with "
@@ -103,7 +103,7 @@ def _resized(source: str, model: Any, data_config: dict[str, Any], img_size: int
     channels, height, width = data_config['input_size']
     if img_size is None or height == width == img_size:
         return data_config
-    if model.pretrained_cfg.get('fixed_input_size') and not getattr(model, 'dynamic_img_size', False):
+    if has_fixed_size(model):
         raise UserError(f'{source} has its image size, {height} x {width}, in its weights; leave out --img-size')
     return data_config | dict(input_size=(channels, img_size, img_size))
 

@@ -24,6 +24,7 @@ from timm_rs.training.checkpoint import describe, load_plain, load_weights, read
 from timm_rs.training.ema import create_ema
 from timm_rs.training.schedule import create_optimizer, create_schedule
 from timm_rs.training.state import StepSettings, Training
+from timm_rs.transforms.create import check_mode
 
 
 def build_training(recipe: Recipe, device: Device, task: Task, samples: Any = None) -> Training:
@@ -82,6 +83,8 @@ def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool =
 
     Classes `known` from `source` keep their indices. What of the data is left out is said.
     """
+    if recipe.channels:  # before the model is built and timm adapts mean and std to them, with lines of its own
+        check_mode(recipe.image_mode, recipe.channels)
     if recipe.builtin_data == 'digits' and not recipe.data_dir and not recipe.dataset:
         recipe = dataclasses.replace(recipe, data_dir=str(device.on_primary(write_digits)))
     train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training, known, source)
@@ -146,8 +149,8 @@ def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
             in_chans=recipe.channels, num_classes=recipe.num_classes,
             drop_rate=recipe.drop, drop_path_rate=recipe.drop_path, drop_block_rate=recipe.drop_block,
             global_pool=recipe.gp, bn_momentum=recipe.bn_momentum, bn_eps=recipe.bn_eps,
-            **fixed_size(recipe.model, recipe.input_size[1:] if recipe.input_size else recipe.img_size)
-            | recipe.model_kwargs)
+            **_size_in_weights(task, recipe.model, recipe.input_size[1:] if recipe.input_size else recipe.img_size,
+                               recipe.model_kwargs) | recipe.model_kwargs)
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing(True)
     channels = recipe.channels or getattr(model, 'pretrained_cfg', {}).get('input_size', (3,))[0]
@@ -161,7 +164,17 @@ def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
     return model, data_config | dict(input_size=(channels, *data_config['input_size'][1:]))
 
 
-def fixed_size(name: str, size: int | list[int] | None) -> dict[str, Any]:
-    """The argument img_size for images of `size` (pixels), if the timm model `name` has it in its weights."""
-    is_fixed = size and ':' not in name and getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False)
-    return dict(img_size=size) if is_fixed else {}
+def has_fixed_size(model: Any) -> bool:
+    """Whether a timm model has its image size in its weights, and takes no other."""
+    return getattr(model, 'pretrained_cfg', {}).get('fixed_input_size', False) and not getattr(
+        model, 'dynamic_img_size', False)
+
+
+def _size_in_weights(
+        task: Task, name: str, size: int | list[int] | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The argument img_size for images of `size` (pixels), if the model has it in its weights."""
+    if not size or ':' in name or not getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False):
+        return {}
+    with torch.device('meta'):  # only the model itself knows whether it is dynamic
+        model = task.create_model(model_name=name, **arguments)
+    return dict(img_size=size) if has_fixed_size(model) else {}
