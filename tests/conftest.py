@@ -1,8 +1,9 @@
 """Fixtures shared by all tests: a small folder of images and a way to run train.py inside the test process."""
 
 import importlib
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from hub_server import WRITE, HubServer
 from PIL import Image
 
 import timm_rs.publish.network
+from timm_rs.data.pool import open_pool, pool_fingerprint
+from timm_rs.data.pseudo_labels import MANIFEST, write_selection
 from timm_rs.errors import exit_on_user_error
 from timm_rs.programs import train
 
@@ -39,6 +42,20 @@ def write_images(root: Path, per_class: dict[str, int], size: int = 20, suffix: 
         for index in range(count):
             pixels = rng.integers(0, 120, (size, size, 3)) + 45 * np.eye(3, dtype=int)[number % 3] * 3
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / f'{index}.{suffix}')
+
+
+def write_pseudo(folder: Path, pool: Path, classes: Sequence[str] = ('cat', 'dog', 'eel')) -> Path:
+    """Labels as tools/pseudo_label.py selects them: two classes an image, every image once, the first twice."""
+    folder.mkdir()
+    samples = open_pool(str(pool))
+    (folder / MANIFEST).write_text(json.dumps(dict(
+        pool=str(pool), data_dir=None, split='train', num_images=len(samples),
+        pool_sha256=pool_fingerprint(samples, str(pool)), num_classes=len(classes), classes=list(classes), top_k=2)))
+    entries = np.array([0, *range(len(samples))])
+    ids = np.stack([entries % len(classes), (entries + 1) % len(classes)], 1).astype(np.uint16)
+    shares = np.tile(np.array([0.75, 0.125], np.float16), (len(entries), 1))
+    write_selection(folder, dict(entries=entries, ids=ids, probabilities=shares), {})
+    return folder
 
 
 @pytest.fixture

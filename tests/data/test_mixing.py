@@ -1,14 +1,16 @@
 """Mixing and erasing by masks does what timm does by cutting."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 
-from timm_rs.data.mixing import MaskedErasing, MaskedMixup
+from timm_rs.data.mixing import MaskedErasing, MaskedMixup, SoftMixup
 from timm_rs.device.torch_device import Device
 
 
@@ -33,6 +35,20 @@ def test_masks_mix_what_timm_mixes(mode, settings):
         torch.testing.assert_close(targets, expected_targets)
         assert np.random.get_state()[1].tolist() == state  # the same draws, no more and no fewer
     assert False in kinds
+
+
+@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
+@pytest.mark.parametrize('kind', [SoftMixup, partial(MaskedMixup, Device('cpu'))], ids=['SoftMixup', 'MaskedMixup'])
+def test_soft_targets_mix_as_smoothed_labels_do(mode, kind):
+    settings = dict(num_classes=5, label_smoothing=0.1, mode=mode, mixup_alpha=0.3, cutmix_alpha=1.0, prob=0.7)
+    timms, ours = Mixup(**settings), kind(**settings)
+    images, labels = torch.randn(6, 3, 9, 11), torch.tensor([0, 1, 2, 3, 4, 0])
+    soft = F.one_hot(labels, 5) * 0.9 + 0.02
+    for seed in range(12):
+        np.random.seed(seed)
+        expected = timms(images.clone(), labels)
+        np.random.seed(seed)
+        torch.testing.assert_close(ours(images.clone(), soft), expected)
 
 
 def test_mixing_can_be_switched_off():

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from PIL import Image
 
 from timm_rs.data.listing import LEFT_OUT
+from timm_rs.data.mixture import Mixture
 from timm_rs.data.samples import Relabelled, Samples, Subset, TimmSamples
 from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
@@ -51,8 +52,8 @@ def why_unreadable(error: Exception) -> str:
 
 def unlisted(samples: Samples) -> list[Problem]:
     """What should have been images of a folder, tar or shards but is not among `samples`."""
-    while isinstance(samples, Subset | Relabelled):
-        samples = samples.samples
+    while isinstance(samples, Mixture | Subset | Relabelled):
+        samples = samples.labelled if isinstance(samples, Mixture) else samples.samples
     if isinstance(samples, ShardSamples) and samples.skipped:
         return [(str(samples.root), f'{samples.skipped} samples without an image or a usable label')]
     if not isinstance(samples, TimmSamples) or not hasattr(samples.reader, 'directories'):

@@ -8,6 +8,7 @@ from typing import Any
 from timm_rs.data.class_names import in_order, read_class_names
 from timm_rs.data.datasets import class_to_index
 from timm_rs.data.listing import some
+from timm_rs.data.mixture import Mixture
 from timm_rs.data.samples import Relabelled, Samples
 from timm_rs.errors import UserError
 
@@ -17,6 +18,8 @@ def identity_of(dataset: Any, classes: dict[Any, int]) -> dict[str, Any]:
 
     Names are those of the files, without folder and suffix, so that data may be moved, or packed as shards.
     """
+    if isinstance(dataset, Mixture):
+        return identity_of(dataset.labelled, classes) | dict(pseudo_labels=dataset.fingerprint)
     identity: dict[str, Any] = dict(classes={str(name): index for name, index in classes.items()})
     if isinstance(dataset, Samples):
         stems = sorted(os.path.splitext(os.path.basename(dataset.name(index)))[0] for index in range(len(dataset)))
@@ -59,4 +62,6 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         return [f'images {before.get("num_images")} -> {now.get("num_images")}']
     if before.get('names_sha256') != now.get('names_sha256'):
         return ['as many images, but with other names']
+    if before.get('pseudo_labels') != now.get('pseudo_labels'):
+        return ['pseudo labels']
     return []

@@ -13,8 +13,9 @@ from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, Dataset
 
 from timm_rs.data.bad_samples import READ_ERRORS, Problem, unlisted, why_unreadable
-from timm_rs.data.mixing import MaskedErasing, MaskedMixup
-from timm_rs.data.sampler import PADDING, EvalBatches, Ticket, TrainBatches
+from timm_rs.data.mixing import MaskedErasing, MaskedMixup, SoftMixup
+from timm_rs.data.mixture import Mixture, SparseTargets, dense_targets
+from timm_rs.data.sampler import PADDING, EvalBatches, MixedBatches, Ticket, TrainBatches
 from timm_rs.data.samples import Samples
 from timm_rs.data.timm_loader import create_timm_eval_loader, create_timm_train_loader
 from timm_rs.data.workers import end_with, num_cores
@@ -91,7 +92,7 @@ class TransformedSamples(Dataset[tuple[Any, Any, list[Problem]]]):
             if len(problems) == MAX_BAD_IN_A_ROW:
                 raise UserError(f'{len(problems)} bad images in a row: {problems[0][0]} ({problems[0][1]}), …; '
                                 'tools/scan_dataset.py lists them all')
-            index = (index + 1) % len(self.samples)
+            index = self.samples.following(index)
         shape, target = self.blank
         return np.zeros(shape, np.uint8), target, problems
 
@@ -106,8 +107,10 @@ class Loader:
 
     def __init__(self, dataset: TransformedSamples, batches: TrainBatches | EvalBatches, data_config: dict[str, Any],
                  num_workers: int, device: Device, erase: RandomErasing | MaskedErasing | None = None,
-                 mix: Mixup | MaskedMixup | None = None):
-        self.batches, self.device, self.erase, self.mix = batches, device, erase, mix
+                 mix: Mixup | MaskedMixup | SoftMixup | None = None,
+                 dense: Callable[[torch.Tensor], torch.Tensor] | None = None):
+        """`dense` makes, on the device, what the model learns of targets that are shorter on the way."""
+        self.batches, self.device, self.erase, self.mix, self.dense = batches, device, erase, mix, dense
         self.problems: list[Problem] = []
         self.loader = DataLoader(
             dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,  # type: ignore[arg-type]
@@ -128,6 +131,8 @@ class Loader:
             # Not ahead of time: what is random here comes from the generators that a checkpoint keeps.
             if self.erase is not None:
                 images = self.erase(images)
+            if self.dense is not None:
+                targets = self.dense(targets)
             if self.mix is not None:
                 images, targets = self.mix(images, targets)
             yield images, targets
@@ -197,19 +202,39 @@ def create_train_loader(
         settings: dict[str, Any] = dict(probability=recipe.reprob, mode=recipe.remode, max_count=recipe.recount)
         erase = MaskedErasing(device, **settings) if device.is_lazy else RandomErasing(
             **settings, device=device.torch_device)
-    mix: Mixup | MaskedMixup | None = None
+    mix: Mixup | MaskedMixup | SoftMixup | None = None
     if mixing:
-        mix = MaskedMixup(device, **mixing) if device.is_lazy else Mixup(**mixing)
+        mix = MaskedMixup(device, **mixing) if device.is_lazy else (
+            SoftMixup if isinstance(dataset, Mixture) else Mixup)(**mixing)
+    batch_size, dense = recipe.batch_size * device.num_local_devices, None
+    if isinstance(dataset, Mixture):
+        if recipe.aug_repeats:
+            raise UserError('aug_repeats does not go with pseudo labels: a batch has each image once')
+        _check_divides(1 + dataset.ratio, batch_size=recipe.batch_size, bn_group_size=recipe.bn_group_size or 0)
+        encode = SparseTargets(
+            encode, num_outputs, dataset.top_k, recipe.smoothing, recipe.pseudo_temperature, recipe.pseudo_hard)
+        dense = partial(dense_targets, num_classes=num_outputs)
+        batches: TrainBatches = MixedBatches(dataset, batch_size, recipe.seed, device.rank, device.world_size)
+    else:
+        batches = TrainBatches(
+            dataset, batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats)
     channels, height, width = data_config['input_size']
     loader = Loader(
         TransformedSamples(dataset, task.create_transform(recipe, data_config, is_training=True), encode,
                            ((height, width, channels), task.blank), replace=True),
-        TrainBatches(dataset, recipe.batch_size * device.num_local_devices, recipe.seed, device.rank,
-                     device.world_size, recipe.aug_repeats),
-        data_config, workers, device, erase, mix)
+        batches, data_config, workers, device, erase, mix, dense)
     if device.is_primary:
         loader.problems = unlisted(dataset)
     return loader
+
+
+def _check_divides(group: int, **sizes: int) -> None:
+    """Raise UserError that names the next sizes that fit, where one of `sizes` is no multiple of `group` images."""
+    for name, size in sizes.items():
+        if size % group:
+            fitting = ' or '.join(str(fit) for fit in (size // group * group, -(-size // group) * group) if fit)
+            raise UserError(f'{name} {size} is no multiple of {group}, one labelled image and {group - 1} with pseudo '
+                            f'labels: give {fitting}, or another --pseudo-ratio')
 
 
 def create_eval_loader(
@@ -234,6 +259,8 @@ def create_eval_loader(
 
 def _takes_timm_loader(dataset: Any, wanted: str, device: Device) -> bool:
     is_timms = wanted == 'timm' or not isinstance(dataset, Samples)
+    if is_timms and isinstance(dataset, Mixture):
+        raise UserError('pseudo labels need the loader "fast": leave out --loader timm')
     if is_timms and device.is_lazy:
         raise UserError('device xla needs batches of one shape, as only the loader "fast" has them: leave out --loader '
                         'timm, and pack streamed data as shards (tools/pack_dataset.py)')

@@ -14,6 +14,30 @@ from timm.data.random_erasing import RandomErasing
 from timm_rs.device.torch_device import Device
 
 
+class SoftMixup:
+    """timm's `Mixup` for targets that are soft before it: the same images, and targets in the same shares."""
+
+    def __init__(self, num_classes: int, label_smoothing: float, **settings: Any):
+        """`num_classes` and `label_smoothing` are in the targets already."""
+        self.mixup = Mixup(num_classes=2, label_smoothing=0.0, **settings)
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return bool(self.mixup.mixup_enabled)
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        self.mixup.mixup_enabled = enabled
+
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (N, C, H, W) float32 and soft targets (N, classes), mixed."""
+        # An image is mixed with its mirror image in the batch: the halves as two classes show what each keeps.
+        half = (torch.arange(len(images), device=images.device) < len(images) // 2).long()
+        images, shares = self.mixup(images, half)
+        own = shares.to(images.device).gather(1, half[:, None])
+        return images, targets * own + targets.flip(0) * (1 - own)
+
+
 class MaskedMixup:
     """timm's `Mixup` with its arithmetic on `device`: the same images and targets but for rounding."""
 
@@ -30,9 +54,11 @@ class MaskedMixup:
         self.mixup.mixup_enabled = enabled
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (N, C, H, W) float32 and class indices (N,) to mixed images and soft targets (N, num_classes)."""
+        """Images (N, C, H, W) float32, and class indices (N,) or soft targets (N, num_classes), to both mixed."""
         of_image, of_target = self._draw_shares(*images.shape)
         images = images * of_image + images.flip(0) * (1 - of_image)
+        if targets.ndim == 2:
+            return images, targets * of_target + targets.flip(0) * (1 - of_target)
         return images, mixup_target(targets, self.num_classes, of_target, self.label_smoothing)
 
     def _draw_shares(self, num_images: int, _: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -48,6 +48,15 @@ class Samples:
         """The indices of all images, shuffled for one epoch: every image once."""
         return rng.permutation(len(self))
 
+    @property
+    def epoch_length(self) -> int:
+        """Images in an epoch."""
+        return len(self)
+
+    def following(self, index: int) -> int:
+        """The image that stands in for a bad one."""
+        return (index + 1) % len(self)
+
 
 AnyDataset: TypeAlias = Samples | IterableDataset[Any]  # what data is opened as: by index, or as timm streams it
 

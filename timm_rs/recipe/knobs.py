@@ -253,6 +253,15 @@ class Recipe:
         'timm', 'what decays: timm\'s kernels, or as in the TF1 release all but batch norm, biases included',
         choices=('timm', 'tf'), block=True)
 
+    pseudo_dir: str = knob(
+        '', 'train also on the images that tools/pseudo_label.py has labelled and selected in this folder', block=True,
+        free=True, private=True)
+    pseudo_pool: str = knob(
+        '', 'where those images are now; when unset, where they were labelled', block=True, free=True, private=True)
+    pseudo_ratio: int = knob(3, 'pseudo-labelled images for each labelled one', low=1, block=True)
+    pseudo_temperature: float = knob(1.0, 'flatten pseudo labels: p^(1/T)', above=0, block=True)
+    pseudo_hard: bool = knob(False, 'take the likeliest class for the label, with smoothing', block=True)
+
     # The knobs that a task declares in its own file, by the task's name: in YAML a block of this name in `BLOCK`.
     task_knobs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 

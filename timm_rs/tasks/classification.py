@@ -1,6 +1,7 @@
 """One class per image."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from timm.loss import create_classification_loss
 
 from timm_rs.data.datasets import class_to_index
+from timm_rs.data.pseudo_labels import open_mixture
+from timm_rs.data.samples import as_samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, blaming
 from timm_rs.recipe.knobs import Recipe
@@ -27,12 +30,25 @@ class Classification(Task):
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
+        if recipe.bce_loss and recipe.pseudo_dir:
+            raise UserError('bce_loss does not go with pseudo_dir: pseudo labels are probabilities of one class each')
         of_bce = dict(bce_target_thresh=recipe.bce_target_thresh, bce_sum=recipe.bce_sum,
                       pos_weight=recipe.bce_pos_weight)
         with blaming('the loss (smoothing, bce_…) cannot be built'):
             self.criterion = create_classification_loss(
-                'bce' if recipe.bce_loss else 'ce', smoothing=recipe.smoothing, soft_targets=recipe.mixes_images,
-                **of_bce if recipe.bce_loss else {})
+                'bce' if recipe.bce_loss else 'ce', smoothing=recipe.smoothing,
+                soft_targets=recipe.mixes_images or bool(recipe.pseudo_dir), **of_bce if recipe.bce_loss else {})
+
+    def create_datasets(
+            self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
+    ) -> tuple[Any | None, Any | None, int | None]:
+        """With the pseudo labels of the recipe among the training data."""
+        train, validation, num_classes = super().create_datasets(recipe, need_training, known, source)
+        if train is not None and recipe.pseudo_dir and need_training:
+            train = open_mixture(
+                as_samples(train), class_to_index(train), recipe.num_classes or num_classes or 0,
+                Path(recipe.pseudo_dir), recipe.pseudo_pool, recipe.pseudo_ratio)
+        return train, validation, num_classes
 
     def classes(self, dataset: Any) -> dict[Any, int]:
         return class_to_index(dataset)

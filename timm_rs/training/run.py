@@ -13,6 +13,8 @@ from timm_rs.data.bad_samples import BadSamples, default_limit
 from timm_rs.data.class_names import write_class_names
 from timm_rs.data.identity import identity_of
 from timm_rs.data.loader import Batches
+from timm_rs.data.mixture import Mixture
+from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write
@@ -51,7 +53,8 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
     checkpoints = Checkpoints(folder, recipe.checkpoint_hist, lower_is_better)
     classes = training.task.classes(train_set)
     training.origin['data'] = identity_of(train_set, classes)
-    position, rows = resume(recipe, training, checkpoints, device, len(train_set))
+    images_per_epoch = train_set.epoch_length if isinstance(train_set, Samples) else len(train_set)
+    position, rows = resume(recipe, training, checkpoints, device, images_per_epoch)
     if position.images and not training.train_loader.is_exact:
         position.start_epoch(position.epoch)
         device.say(f'timm\'s loader cannot go on within an epoch: epoch {position.epoch + 1} begins anew')
@@ -72,6 +75,8 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
         f'images; lr {training.optimizer.defaults["lr"]:.4g}; {device.num_devices} x {device.torch_device}; '
         + (f'epochs {position.epoch + 1} to {training.num_epochs}' if position.epoch < training.num_epochs
            else 'nothing left to train') + f'\neverything is written to {folder}')
+    if isinstance(train_set, Mixture):
+        device.say(train_set.plan(training.num_epochs))
     if recipe.sched != 'none' and not recipe.warmup_prefix and recipe.warmup_epochs >= training.num_epochs:
         device.say(
             f'the warm-up of {recipe.warmup_epochs} epochs does not end within the {training.num_epochs} of this run: '

@@ -23,6 +23,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 _KEY_AND_EXTENSION = re.compile(r'((?:.*/|)[^.]+)[.]([^/]*)')  # webdataset's rule
 _METADATA = re.compile(r'__[^/]*__($|/)')  # members that webdataset skips
+UNLABELLED = '-'  # for the key of a label: every image counts, and none has a label
 COMPRESSED = ('.gz', '.tgz', '.bz2', '.xz', '.zst')
 
 
@@ -137,6 +138,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
 
 def _label(file: Any, members: dict[str, tarfile.TarInfo], label_key: str, shard: str) -> int | None:
     """The class index, by timm's rules; None where there is none, or a negative one in .json."""
+    if label_key == UNLABELLED:
+        return 0
     member = members.get('json' if label_key else 'cls')
     if label_key and not (member and label_key in (fields := _json_fields(pread(file, member.size,
                                                                                    member.offset_data)))):
