@@ -24,10 +24,16 @@ class _Lines:
         sys.stderr.flush()
 
 
-def track(items: Iterable[Any], label: str, total: int | None = None, enabled: bool = True) -> Iterator[Any]:
-    """Iterate over `items` while showing how far it is; nothing is left behind on the terminal at the end."""
+def track(items: Iterable[Any], label: str, total: int | None = None, enabled: bool = True, images: int = 0
+          ) -> Iterator[Any]:
+    """Iterate over `items` while showing how far it is; nothing is left behind on the terminal at the end.
+
+    Items that are batches of `images` are counted, and timed, in images.
+    """
+    settings: dict[str, Any] = dict(desc=label, total=total, leave=False, disable=not enabled)
+    if images:
+        settings |= dict(unit='img', unit_scale=images)
     if on_terminal():
-        return iter(tqdm(items, desc=label, total=total, leave=False, dynamic_ncols=True, disable=not enabled))
-    return iter(tqdm(
-        items, desc=label, total=total, leave=False, ascii=True, ncols=80, delay=SECONDS_BETWEEN_LINES,
-        mininterval=SECONDS_BETWEEN_LINES, file=_Lines(), disable=not enabled))  # type: ignore[arg-type]
+        return iter(tqdm(items, dynamic_ncols=True, **settings))
+    return iter(tqdm(items, ascii=True, ncols=80, delay=SECONDS_BETWEEN_LINES, mininterval=SECONDS_BETWEEN_LINES,
+                     file=_Lines(), **settings))
