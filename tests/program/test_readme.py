@@ -44,9 +44,9 @@ def test_links_lead_somewhere(path):
 SHOW_HELP = """
 import runpy, sys
 for path in sys.argv[1:]:
-    sys.argv = [path, '--help']
+    sys.argv = [*path.split(), '--help']
     try:
-        runpy.run_path(path, run_name='__main__')
+        runpy.run_path(sys.argv[0], run_name='__main__')
     except SystemExit as end:
         assert not end.code, path
 """
@@ -54,6 +54,7 @@ for path in sys.argv[1:]:
 
 def test_every_program_has_help_with_an_example_and_no_page_names_other_options():
     programs = [ROOT / 'train.py', *(ROOT / 'tools').glob('*.py')]
+    programs += [f'{ROOT / "tools/pseudo_label.py"} {command}' for command in ('label', 'select')]
     # in one process, since most of the time goes to imports
     shown = subprocess.run([sys.executable, '-c', SHOW_HELP, *programs], capture_output=True, text=True,
                            check=True).stdout

@@ -19,9 +19,15 @@ from timm_rs.labelling.selection import select, warnings_of
 from timm_rs.labelling.teacher import Teacher
 from timm_rs.recipe.command_line import Parser, at_least
 
-EXAMPLE = """examples:
+LABEL_EXAMPLE = """example:
   python tools/pseudo_label.py label photos labels --teacher output/train/teacher --exclude-like imagenet/validation
+"""
+SELECT_EXAMPLE = """example:
   python tools/pseudo_label.py select labels --min-confidence 0.3 --per-class 130000
+"""
+EXAMPLE = """examples:
+  python tools/pseudo_label.py label photos labels --teacher output/train/teacher
+  python tools/pseudo_label.py select labels --min-confidence 0.3
   python train.py --recipe train_recipes/semi/rs152_i224_pseudo.yaml --data-dir imagenet --pseudo-dir labels
 """
 
@@ -29,8 +35,10 @@ EXAMPLE = """examples:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog='tools/pseudo_label.py', description=__doc__, epilog=EXAMPLE)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    _add_label(commands.add_parser('label', help='what a teacher says of each image of a pool'))
-    _add_select(commands.add_parser('select', help='those labels that training is to believe'))
+    for name, words, example, add in (
+            ('label', 'what a teacher says of each image of a pool', LABEL_EXAMPLE, _add_label),
+            ('select', 'those labels that training is to believe', SELECT_EXAMPLE, _add_select)):
+        add(commands.add_parser(name, help=words, description=words, epilog=example))
     arguments = parser.parse_args(argv)
     with exit_on_user_error():
         run_label(arguments) if arguments.command == 'label' else run_select(arguments)
