@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_images
+from conftest import ROOT, write_images, write_pseudo
 from test_resume import assert_same_run
 
 from timm_rs.programs import train
@@ -103,6 +103,15 @@ def test_steps_of_whole_networks_compile_once(data, tmp_path, model):
     run, = train_on_xla(tmp_path, 1, step=[(small, 0)])['step']
     assert_static(run)
     assert run['dtypes'] == ['torch.bfloat16']
+
+
+def test_pseudo_labels_go_with_the_same_graph(data, tmp_path):
+    write_images(tmp_path / 'pool', {'.': 30}, size=40, seed=1)
+    pseudo = ['--pseudo-dir', str(write_pseudo(tmp_path / 'P', tmp_path / 'pool')), '--epochs', '1']
+    run, = train_on_xla(tmp_path, 4, step=[([*SMALL, *HARD, *data, *pseudo, '--batch-size', '4', '--warmup-epochs', '0',
+                                             '--cooldown-epochs', '0', '--recovery-interval', '0'], 0)])['step']
+    assert run['code'] == 0 and len(run['updates']) == 60 * 4 // 16
+    assert run['added']['on_host'] == 0 and not any(update['compiled'] for update in run['updates'][1:])
 
 
 def test_windows_of_any_length_share_their_graphs(on_one):
