@@ -31,7 +31,8 @@ from timm_rs.data.shards.index import (
     scan_shard,
     shard_index,
 )
-from timm_rs.data.shards.reading import keys_of, manifest_path, packed_splits, read_info, read_manifest
+from timm_rs.data.shards.manifest import manifest_path, packed_splits, read_info, read_manifest
+from timm_rs.data.shards.reading import keys_of
 from timm_rs.data.workers import end_with
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write, sha256_of, write_csv
@@ -345,6 +346,4 @@ def _write_bad_samples(destination: Path) -> None:
     path = destination / 'bad_samples.csv'
     rows = [dict(name=name, reason=reason) for split in packed_splits(destination)
             for entry in read_manifest(destination, split)['shards'].values() for name, reason in entry['bad']]
-    if not rows:
-        return path.unlink(missing_ok=True)
-    write_csv(path, rows)
+    write_csv(path, rows) if rows else path.unlink(missing_ok=True)
