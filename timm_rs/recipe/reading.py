@@ -140,6 +140,11 @@ class _StrictLoader(yaml.SafeLoader):
         super().__init__(text)
         self.name, self.sizes = name, dict[int, tuple[int, int] | None]()  # by node; None while it is measured
 
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level > MAX_DEPTH:  # PyYAML would look through all brackets again for each
+            raise RecipeError(f'{self.name} is not valid YAML: more than {MAX_DEPTH} brackets within each other')
+        super().fetch_flow_collection_start(token)
+
     def get_single_data(self) -> Any:
         node = self.get_single_node()
         if node is None:
