@@ -104,15 +104,15 @@ HOSTILE = {
     'scans': (lambda path: Image.open(path).save(path, progressive=True) or scans(path), ('scans, more than the 32',))}
 
 
-def by_fast_loader(root):
-    recipe = Recipe(data_dir=str(root), val_split='', img_size=32, workers=0, batch_size=6)
+def by_fast_loader(root, **limits):
+    recipe = Recipe(data_dir=str(root), val_split='', img_size=32, workers=0, batch_size=6, **limits)
     samples = open_split(recipe, 'train', is_training=False)
     loader = create_eval_loader(samples, recipe, DATA, Classification(recipe), 2, Device('cpu'))
     return [targets.tolist() for _, targets in loader], loader.take_problems()
 
 
-def by_timm_loader(root, caplog):
-    recipe = Recipe(data_dir=str(root), val_split='', img_size=32, workers=0, batch_size=6, loader='timm')
+def by_timm_loader(root, caplog, **limits):
+    recipe = Recipe(data_dir=str(root), val_split='', img_size=32, workers=0, batch_size=6, loader='timm', **limits)
     samples = open_split(recipe, 'train', is_training=False)
     loader = create_eval_loader(samples, recipe, DATA, Classification(recipe), 2, Device('cpu'))
     return [targets.tolist() for _, targets in loader], caplog.messages
@@ -131,6 +131,16 @@ def test_hostile_images_are_bad_samples_by_every_entry(images, tmp_path, spoiled
     pack(open_split(Recipe(data_dir=str(images), val_split=''), 'train', False), tmp_path / 'packed', 'train', 32)
     assert 'cat/1.jpg' in (tmp_path / 'packed/bad_samples.csv').read_text()
     assert FileSamples([str(images / 'cat/1.jpg')]) and problem_of(FileSamples([str(images / 'cat/1.jpg')]), 0)
+
+
+def test_the_limits_of_the_recipe_hold_for_either_loader(images, caplog):
+    Image.new('RGB', (30, 30)).save(images / 'cat/1.jpg', progressive=True)
+    for limits, reason in ((dict(max_image_pixels=400), '30 x 30 pixels'), (dict(max_image_scans=9), '10 scans')):
+        labels, found = by_fast_loader(images, **limits)
+        assert labels == [[0, -1, 0, 1, 1, 1]] and reason in found[0][1]
+        caplog.clear()
+        assert by_timm_loader(images, caplog, **limits)[0] == [[0, 0, 0, 1, 1, 1]] and reason in caplog.text
+    assert by_fast_loader(images, max_image_pixels=900, max_image_scans=10) == ([[0, 0, 0, 1, 1, 1]], [])
 
 
 def write_tar(path, images):
