@@ -96,3 +96,15 @@ def test_a_csv_has_the_asked_for_columns_first_and_names_that_are_not_utf8(tmp_p
     assert path.read_bytes() == b'name,b,c\n"\xff, a",1,\n,,\n'
     write_csv(path, [], ['name'], lineterminator='\r\n')
     assert path.read_bytes() == b'name\r\n' and read_csv(path) == []
+
+
+def test_rows_beyond_the_columns_are_one_line(tmp_path):
+    path = tmp_path / 'rows.csv'
+    path.write_text('a,b\n1,2\n1,2,3\n')
+    for call in (lambda: append_rows(path, [dict(a=3)]), lambda: files.read_rows(path)):
+        with pytest.raises(UserError, match='more fields than the first'):
+            call()
+    assert path.read_text() == 'a,b\n1,2\n1,2,3\n'
+    path.write_text('a,b\n1\n')
+    append_rows(path, [dict(a=3)])
+    assert read_csv(path) == [dict(a='1', b=''), dict(a='3', b='')]

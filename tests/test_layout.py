@@ -138,6 +138,6 @@ TOGETHER = {
 def test_tests_are_where_what_they_test_is():
     for path in (ROOT / 'tests').rglob('test_*.py'):
         inside = path.relative_to(ROOT / 'tests').with_suffix('')
-        if inside.parts[0] != 'program' and inside.as_posix() not in TOGETHER:
+        if inside.parts[0] not in ('program', 'fuzz') and inside.as_posix() not in TOGETHER:
             tested = ROOT / 'timm_rs' / inside.with_name(inside.name.removeprefix('test_').removesuffix('_program'))
             assert tested.with_suffix('.py').exists() or tested.is_dir(), inside

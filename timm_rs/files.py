@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ CHECKOUT = Path(__file__).parents[1]  # with tools/ and tests/; an installed pac
 # Recipes, the paper's numbers: a checkout has them beside the package, and setup.py puts them into an installed one.
 SHIPPED = inside if (inside := Path(__file__).with_name('shipped')).is_dir() else CHECKOUT
 RECIPES = SHIPPED / 'train_recipes'
+
+MAX_JSON = 1 << 26  # characters; the list of bad images of a large data set is the most that we write
 
 
 @contextlib.contextmanager
@@ -112,10 +115,28 @@ def check_writable(path: Path) -> None:
         raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError where it cannot be read, or is none."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            text = file.read(MAX_JSON + 1)
+        if len(text) > MAX_JSON:
+            raise ValueError(f'it has more than {MAX_JSON:,} characters')
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f'{path} cannot be read: {error}') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path} is not a JSON object')
+    return content
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV in UTF-8. Raises OSError, UnicodeDecodeError or csv.Error."""
+    """The rows of a CSV in UTF-8. Raises OSError, UnicodeDecodeError or csv.Error, also for rows beyond its columns."""
     with open(path, newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file, restval=''))
+    if any(None in row for row in rows):
+        raise csv.Error('a row has more fields than the first')
+    return rows
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = (),

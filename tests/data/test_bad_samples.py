@@ -1,10 +1,12 @@
 import shutil
 import struct
+import subprocess
 import tarfile
 import zlib
 
 import pytest
 from conftest import write_images
+from PIL import Image
 from timm.data import create_dataset
 
 from timm_rs.data.bad_samples import (
@@ -15,9 +17,18 @@ from timm_rs.data.bad_samples import (
     unreadable_rest,
 )
 from timm_rs.data.datasets import open_split
+from timm_rs.data.loader import create_eval_loader
 from timm_rs.data.samples import as_samples
+from timm_rs.data.shards.packing import pack
+from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
+from timm_rs.inference.predict import FileSamples
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks.classification import Classification
+
+DATA = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, crop_mode='center',
+            interpolation='bicubic')
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{ } loop\n'
 
 
 def png_bomb(side=20_000):
@@ -80,6 +91,56 @@ def test_files_that_vanish_or_turn_into_directories_after_listing_are_named(imag
     (images / 'dog/0.jpg').mkdir()
     assert [problem_of(samples, index) for index in range(6)] == [
         None, 'no such file', None, 'a directory, not a file', None, None]
+
+
+def scans(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + data[data.rindex(b'\xff\xda'):-2] * 40 + data[-2:])
+
+
+HOSTILE = {
+    'postscript': (lambda path: path.write_bytes(EPS), ('not an image',)),
+    'pixels': (lambda path: path.write_bytes(png_bomb()), ('pixels',)),
+    'scans': (lambda path: Image.open(path).save(path, progressive=True) or scans(path), ('scans, more than the 32',))}
+
+
+def by_fast_loader(root, **limits):
+    recipe = Recipe(data_dir=str(root), val_split='', img_size=32, workers=0, batch_size=6, **limits)
+    samples = open_split(recipe, 'train', is_training=False)
+    loader = create_eval_loader(samples, recipe, DATA, Classification(recipe), 2, Device('cpu'))
+    return [targets.tolist() for _, targets in loader], loader.take_problems()
+
+
+def by_timm_loader(root, caplog, **limits):
+    recipe = Recipe(data_dir=str(root), val_split='', img_size=32, workers=0, batch_size=6, loader='timm', **limits)
+    samples = open_split(recipe, 'train', is_training=False)
+    loader = create_eval_loader(samples, recipe, DATA, Classification(recipe), 2, Device('cpu'))
+    return [targets.tolist() for _, targets in loader], caplog.messages
+
+
+@pytest.mark.parametrize(('spoiled', 'parts'), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_images_are_bad_samples_by_every_entry(images, tmp_path, spoiled, parts, caplog, monkeypatch):
+    monkeypatch.setattr(subprocess, 'Popen', lambda *arguments, **options: pytest.fail('a program was started'))
+    spoiled(images / 'cat/1.jpg')
+    expected = {'1.jpg': parts[0]}
+    assert_named(problems(images), expected)
+    labels, found = by_fast_loader(images)
+    assert labels == [[0, -1, 0, 1, 1, 1]] and len(found) == 1 and parts[0] in found[0][1]
+    labels, messages = by_timm_loader(images, caplog)
+    assert labels == [[0, 0, 0, 1, 1, 1]] and any('cat/1.jpg' in line and parts[0] in line for line in messages)
+    pack(open_split(Recipe(data_dir=str(images), val_split=''), 'train', False), tmp_path / 'packed', 'train', 32)
+    assert 'cat/1.jpg' in (tmp_path / 'packed/bad_samples.csv').read_text()
+    assert FileSamples([str(images / 'cat/1.jpg')]) and problem_of(FileSamples([str(images / 'cat/1.jpg')]), 0)
+
+
+def test_the_limits_of_the_recipe_hold_for_either_loader(images, caplog):
+    Image.new('RGB', (30, 30)).save(images / 'cat/1.jpg', progressive=True)
+    for limits, reason in ((dict(max_image_pixels=400), '30 x 30 pixels'), (dict(max_image_scans=9), '10 scans')):
+        labels, found = by_fast_loader(images, **limits)
+        assert labels == [[0, -1, 0, 1, 1, 1]] and reason in found[0][1]
+        caplog.clear()
+        assert by_timm_loader(images, caplog, **limits)[0] == [[0, 0, 0, 1, 1, 1]] and reason in caplog.text
+    assert by_fast_loader(images, max_image_pixels=900, max_image_scans=10) == ([[0, 0, 0, 1, 1, 1]], [])
 
 
 def write_tar(path, images):

@@ -14,8 +14,9 @@ from PIL import Image
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_eval_loader, create_train_loader
 from timm_rs.data.sampler import PADDING, EvalBatches, TrainBatches
-from timm_rs.data.samples import PilDataset, Samples
+from timm_rs.data.samples import Samples
 from timm_rs.data.shards.packing import pack
+from timm_rs.data.timm_loader import PilDataset
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.classification import Classification

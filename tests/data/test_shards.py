@@ -521,6 +521,116 @@ def test_a_manifest_of_something_else_is_named(tmp_path):
             open_shards(tmp_path, 'train')
 
 
+def change(path, *keys, value):
+    """Put `value` into the JSON at `path`, where `keys` lead to."""
+    content = inner = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+SHARD = 'train-000000.tar'
+
+
+@pytest.mark.parametrize(('keys', 'values'), [
+    (['settings'], [None, [], 3]), (['classes'], [[], 'cat', None]), (['shards'], [[SHARD], None]),
+    (['settings', 'num_shards'], [-1, 0, 1.0, '1', None, True, 10**30]), (['shards', SHARD], [None, [], 1]),
+    (['classes', 'cat'], [-1, 0.5, '0', 10**7, None]), (['shards', '../' + SHARD], [{}]),
+    (['shards', SHARD, 'samples'], [-1, 5.0, '6', 10**40]),
+    (['shards', SHARD, 'bytes'], [-1, 0, None, 1.5]), (['shards', SHARD, 'sha256'], [None, 3]),
+    (['shards', SHARD, 'bad'], [None, 'abc', ['ab'], [['a']], [[1, 2]]])])
+def test_hostile_fields_of_a_manifest_are_one_line(tmp_path, keys, values):
+    pack(photos(6), tmp_path, 'train', num_shards=1)
+    path = tmp_path / 'train-manifest.json'
+    whole = path.read_text()
+    for value in values:
+        path.write_text(whole)
+        change(path, *keys, value=value)
+        with pytest.raises(UserError, match='manifest|shards are missing|by its manifest'):
+            open_shards(tmp_path, 'train')
+
+
+@pytest.mark.parametrize(('keys', 'values'), [
+    (['splits'], [[], 3, None]), (['splits', 'train'], [[], 3]), (['splits', 'train', 'alt_label'], [3, []]),
+    (['splits', 'train', 'filenames'], [3, [], [3], ['a\0.tar'], None])])
+def test_hostile_fields_of_info_are_one_line(tmp_path, keys, values):
+    whole = (foreign(tmp_path) / '_info.json').read_text()
+    for value in values:
+        (tmp_path / '_info.json').write_text(whole)
+        change(tmp_path / '_info.json', *keys, value=value)
+        with pytest.raises(UserError, match=r'_info\.json'):
+            open_shards(tmp_path, 'train')
+
+
+@pytest.mark.parametrize('text', ['[' * 100_000, '{"splits": ' + '1' * 5000 + '}', '\udcff'])
+def test_json_that_is_none_is_one_line(tmp_path, text):
+    (tmp_path / '_info.json').write_bytes(text.encode(errors='surrogateescape'))
+    with pytest.raises(UserError, match=r'_info\.json cannot be read'):
+        open_shards(tmp_path, 'train')
+
+
+@pytest.mark.parametrize(('column', 'value'), [
+    ('counts', -1), ('counts', 2**62), ('offsets', -512), ('offsets', 2**62), ('lengths', -1), ('lengths', 2**62),
+    ('targets', 2), ('targets', 2**31 - 1), ('targets', 2**40), ('name_lengths', -9), ('name_lengths', 2**62)])
+def test_an_index_that_cannot_be_true_is_made_again(tmp_path, column, value):
+    pack(photos(6), tmp_path, 'train', num_shards=2)
+    samples, path = open_shards(tmp_path, 'train'), tmp_path / 'train-index.npz'
+    changed = {name: part.copy() for name, part in samples.index._asdict().items()}
+    changed[column] = changed[column].astype(np.int64)
+    changed[column][0] = value
+    np.savez(path, **changed)
+    again = open_shards(tmp_path, 'train')
+    for found, expected in zip(again.index, samples.index, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('change', [
+    lambda index: dict(offsets=index.offsets.astype(float)), lambda index: dict(offsets=index.offsets[None]),
+    lambda index: dict(names=index.names.astype(np.int64)), lambda index: dict(shards=index.shards.astype('S'))])
+def test_an_index_of_other_types_is_made_again(tmp_path, change):
+    pack(photos(6), tmp_path, 'train', num_shards=2)
+    samples, path = open_shards(tmp_path, 'train'), tmp_path / 'train-index.npz'
+    np.savez(path, **samples.index._replace(**change(samples.index))._asdict())
+    assert index_module.load_index(path) is None and stems(open_shards(tmp_path, 'train')) == stems(samples)
+
+
+def test_an_index_is_not_inflated(tmp_path):
+    pack(photos(6), tmp_path, 'train', num_shards=2)
+    path = tmp_path / 'train-index.npz'
+    np.savez_compressed(path, **open_shards(tmp_path, 'train').index._asdict())
+    assert index_module.load_index(path) is None
+
+
+@pytest.mark.parametrize(('keys', 'value'), [(['shards', SHARD, 'samples'], 5), (['classes', 'dog'], 0)])
+def test_shards_with_other_images_or_labels_than_the_manifest_says_are_named(tmp_path, keys, value):
+    pack(photos(6), tmp_path, 'train', num_shards=1)
+    change(tmp_path / 'train-manifest.json', *keys, value=value)
+    with pytest.raises(UserError, match='do not hold as many images, or other labels, than train-manifest.json'):
+        open_shards(tmp_path, 'train')
+
+
+@pytest.mark.parametrize('label', [b'9' * 30, b'10000000', b'-10000000', b'9' * 5000, b'1' + b' ' * (1 << 20)])
+def test_labels_beyond_all_classes_are_none(tmp_path, label):
+    write_tar(tmp_path / 'a.tar', [('1.jpg', jpeg(1)), ('1.cls', b'3'), ('2.jpg', jpeg(2)), ('2.cls', label)])
+    samples = open_shards(tmp_path, 'a.tar')
+    assert samples.targets() == [3] and samples.skipped == 1
+
+
+@pytest.mark.parametrize('label', ['1e400', '"x"', '{}', '1' * 100])
+def test_json_labels_that_are_no_numbers_are_none(tmp_path, label):
+    write_tar(tmp_path / 'a.tar', [('1.jpg', jpeg(1)), ('1.json', b'{"label": 3}'), ('2.jpg', jpeg(2)),
+                                   ('2.json', f'{{"label": {label}}}'.encode())])
+    assert open_shards(tmp_path, 'a.tar', target_key='label').targets() == [3]
+
+
+@pytest.mark.parametrize('text', ['[' * 50_000, '{"label": ' + '1' * 5000 + '}'])
+def test_json_of_a_sample_that_is_none_is_one_line(tmp_path, text):
+    write_tar(tmp_path / 'a.tar', [('1.jpg', jpeg(1)), ('1.json', text.encode())])
+    with pytest.raises(UserError, match='has no label under the key label'):
+        open_shards(tmp_path, 'a.tar', target_key='label')
+
+
 @pytest.mark.parametrize('end', [100, 512 * 3 + 5, 512 * 6, -1024 - 300])
 def test_truncated_tar_is_named(tmp_path, end):
     path = foreign(tmp_path) / 'toy-01.tar'

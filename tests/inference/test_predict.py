@@ -1,6 +1,7 @@
 """Predictions: the classes that the model gives an image, by name; bad images are named and survived."""
 import dataclasses
 import http.server
+import io
 import threading
 
 import numpy as np
@@ -62,6 +63,20 @@ def server(tmp_path):
         yield f'http://127.0.0.1:{running.server_port}'
         running.shutdown()
         thread.join()
+
+
+def test_limits_do_not_come_with_weights(source, tmp_path, server):
+    photo = io.BytesIO()
+    Image.new('RGB', (40, 50)).save(photo, 'JPEG', progressive=True)
+    data = photo.getvalue()
+    scan = data[data.rindex(b'\xff\xda'):-2]
+    (tmp_path / 'scans.jpg').write_bytes(data[:-2] + 30 * scan + data[-2:])
+    (tmp_path / 'cat.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{ } loop\n')
+    recipe = dataclasses.replace(source.recipe, max_image_scans=1000, max_image_pixels=1)
+    lenient = dataclasses.replace(source, recipe=recipe)
+    images = [f'{place}/{name}' for place in (tmp_path, server) for name in ('scans.jpg', 'cat.jpg', 'green.png')]
+    assert [one.problem for one in predict(lenient, images)] == 2 * [
+        '40 scans, more than the 32 allowed', 'not an image', '']
 
 
 def test_images_get_their_classes_in_order_and_bad_ones_a_reason(source, tmp_path, server):

@@ -112,3 +112,12 @@ def test_what_cannot_be_scanned_is_one_line(tool, images, capsys):
     assert 'no split test' in failure(tool, capsys, images, '--split', 'test')
     assert 'there is no folder' in failure(tool, capsys, images, '--output', images / 'no/bad.csv')
     assert '--workers -1' in failure(tool, capsys, images, '--workers', -1)
+
+
+def test_the_limits_of_the_run_are_the_limits_of_the_scan(tool, images, capsys):
+    arguments = images, '--split', 'train', '--workers', 0, '--max-image-pixels'
+    assert scan(tool, capsys, *arguments, 20 * 20)[:2] == (0, ['6 images, 0 bad'])
+    status, lines, _ = scan(tool, capsys, *arguments, 20 * 20 - 1)
+    assert status == 1 and 'pixels, more than the 399 allowed' in lines[0] and lines[-1] == '6 images, 6 bad'
+    status, _, err = scan(tool, capsys, *arguments, 0)
+    assert status == 2 and 'max_image_pixels must be between 1 and' in err

@@ -103,6 +103,12 @@ def test_plain_numbers_merge_keys_and_quoted_text_are_read(tmp_path):
         epochs=10, lr=1e-3, min_lr=0.5, warmup_lr=5.0, experiment='010', momentum=0.5)
 
 
+# Ten lists of ten of the one before: printed, 10 billion values.
+BOMB = 'model_kwargs:\n  a: &a {{k: 1}}\n' + ''.join(
+    f'  {name}: &{name} {{0}}{", ".join(10 * ["{2}" + before])}{{1}}\n'
+    for before, name in zip('abcdefghi', 'bcdefghij', strict=True))
+
+
 @pytest.mark.parametrize(('text', 'parts'), [
     ('weight_decayy: 4.0e-5', ['my.yaml', 'weight_decayy', 'Did you mean weight_decay?']),
     ('weight-decay: 4.0e-5', ['my.yaml', 'weight_decay, not weight-decay']),
@@ -148,6 +154,18 @@ def test_plain_numbers_merge_keys_and_quoted_text_are_read(tmp_path):
     ('lr: {{ lr }}', ['my.yaml:1: a list or mapping cannot be a key; is this a template']),
     *((text, ['my.yaml is not valid YAML']) for text in (
         'lr: \0', 'lr: !!int x', 'lr: !!bool x', 'model: 2024-13-45', 'lr: ' + '[' * 5000, 'epochs: 1' + '0' * 5000)),
+    *((text, ['my.yaml']) for text in (
+        'lr: 0x_', 'lr: !!int ""', 'lr: !!float ""', 'lr: !!timestamp x', 'lr: ? ? ',
+        'timm_rs: &a {x: *a}',
+        r'experiment: "\U00110000"', r'experiment: "\ud800"', r'model_kwargs: {"\udfff": 1}',
+        'model_kwargs: {a: !!binary aGk=}', 'model_kwargs: {a: 2024-01-01}', 'lr: !!python/object/apply:os.getcwd []')),
+    *((f'lr: !!{tag} [a: 1]', ['my.yaml:1: a recipe holds text, numbers, true and false, lists and', tag])
+      for tag in ('omap', 'pairs', 'set')),
+    ('opt_kwargs: &a\n  b: *a', ['my.yaml:', 'what is written here holds itself']),
+    (BOMB.format('[', ']', '*'), ['my.yaml:', 'too long or nested too deep']),
+    (BOMB.format('{<<: [', ']}', '*'), ['my.yaml:', 'too long or nested too deep']),
+    ('opt_kwargs: ' + 21 * '{a: ' + '1' + 21 * '}', ['my.yaml:1: what begins here is too long or nested too deep']),
+    ('# ' + 'é' * 40_000, ['has more than 65536 bytes']),
     ('just words', ['holds no "key: value" lines']),
     ('', ['holds no "key: value" lines']),
 ])
@@ -157,6 +175,18 @@ def test_bad_file_is_refused_by_name_with_the_remedy(tmp_path, text, parts):
     for part in parts:
         assert part in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_an_endless_file_is_refused():
+    with pytest.raises(RecipeError, match='has more than 65536 bytes'):
+        read_file('/dev/zero')
+
+
+@pytest.mark.parametrize('text', [
+    '{[]: 1}', '...', '1j', '{1}', "b'x'", '0x' + 'f' * 6000, '[' * 9999, '-' * 9999, '1if', r"'\d", '{None: 1}'])
+def test_what_is_no_plain_value_is_text_on_the_command_line(text):
+    recipe, _ = parse('--model-kwargs', f'a={text}')
+    assert recipe.model_kwargs == {'a': text} and to_yaml(recipe)
 
 
 def test_missing_file_names_its_nearest_neighbour():

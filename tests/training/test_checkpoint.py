@@ -171,3 +171,14 @@ def test_nothing_but_a_namespace_is_let_through(tmp_path, hide, zipped):
         read_checkpoint(path)
     assert not (tmp_path / 'executed').exists()
     assert Namespace not in torch.serialization.get_safe_globals()  # for this file only
+
+
+def test_a_part_of_a_zip_of_several_is_one_line(tmp_path):
+    path = tmp_path / 'x.pth.tar'
+    torch.save({'state_dict': {}}, path)
+    content = bytearray(path.read_bytes())
+    end = content.rindex(b'PK\x06\x06')  # the end of a large archive, whose locator says how many disks there are
+    content[content.index(b'PK\x06\x07', end) + 16] = 9
+    path.write_bytes(content)
+    with pytest.raises(UserError, match='cannot be read'):
+        read_checkpoint(path)

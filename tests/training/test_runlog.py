@@ -8,9 +8,11 @@ import sys
 import termios
 import time
 
+import pytest
 from conftest import ROOT
 from PIL import Image
 
+from timm_rs.errors import UserError
 from timm_rs.tasks.classification import Classification
 from timm_rs.training.runlog import DataHint, Progress, Summary
 
@@ -121,3 +123,14 @@ def test_curves_are_drawn_without_validation_too(tmp_path):
     summary.draw(tmp_path / 'curves.png', Classification.metrics)
     picture = Image.open(tmp_path / 'curves.png').convert('L')
     assert picture.size[0] > 600 and picture.getextrema() != (255, 255)
+
+
+@pytest.mark.parametrize('content', [b'', b'x,y\n1,2\n', b'epoch\nmany\n', b'epoch\n0,1\n', b'epoch\n\xff\n'])
+def test_a_damaged_summary_is_one_line(tmp_path, content):
+    path = tmp_path / 'summary.csv'
+    path.write_bytes(content)
+    if not content:  # nothing in it is nothing lost
+        assert Summary(path, first_epoch=1).rows == []
+        return
+    with pytest.raises(UserError, match=r'summary.csv is damaged .*mend it, or move it away'):
+        Summary(path, first_epoch=1)

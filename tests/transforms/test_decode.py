@@ -2,14 +2,17 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from timm_rs.transforms.decode import BadImage, middle, open_picture, resize
+from timm_rs.transforms import decode as decode_module
+from timm_rs.transforms.decode import BadImage, Limits, middle, open_picture, open_with_pillow, resize
 
 RNG = np.random.default_rng(0)
 
@@ -104,6 +107,15 @@ def test_every_format_and_mode_equals_pillows(data, mode, recwarn):
     np.testing.assert_array_equal(picture.pixels((3, 4, 20, 30)), expected[3:23, 4:34])
     np.testing.assert_array_equal(open_picture(Image.open(io.BytesIO(data)), mode).pixels(), expected)
     assert picture.pixels().flags.writeable and not recwarn.list
+
+
+@pytest.mark.filterwarnings('ignore:Palette images with Transparency')
+@pytest.mark.parametrize('data', [pytest.param(data, id=name) for name, data in others()])
+def test_what_is_converted_band_by_band_is_the_same(data, monkeypatch):
+    whole = open_picture(data, 'RGB').pixels(), by_pillow(data, 'LA')
+    monkeypatch.setattr(decode_module, '_BAND', 41 * 7)
+    np.testing.assert_array_equal(open_picture(data, 'RGB').pixels(), whole[0])
+    np.testing.assert_array_equal(open_picture(data, 'LA').pixels((3, 4, 20, 30)), whole[1][3:23, 4:34])
 
 
 def test_16_bit_images_keep_their_high_byte():
@@ -247,6 +259,91 @@ def test_resize_takes_what_it_cannot_write_to_and_refuses_unknown_names():
     ((40001, 2), (19900, 0, 201, 2)), ((40000, 1), (19950, 0, 100, 1))])
 def test_of_a_very_long_image_the_middle_is_enough(size, box):
     assert middle(*size) == box
+
+
+# ---- files of strangers -----------------------------------------------------------------------------------------
+
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{ } loop\n'
+
+
+def with_scans(count, size=(24, 24), **options):
+    """A progressive JPEG, its last scan repeated until there are `count`."""
+    data = encode(photo(*size), progressive=True, **options)
+    last = data.rindex(b'\xff\xda')
+    return data[:-2] + data[last:-2] * (count - data.count(b'\xff\xda')) + data[-2:]
+
+
+def run_length_bmp(side):
+    """A BMP of `side` x `side` whose every line is one pixel and an end: a line takes 4 bytes, and Python to decode."""
+    content = b'\1\0\0\0' * side + b'\0\1'
+    header = struct.pack('<IiiHHIIiiII', 40, side, side, 1, 8, 1, 0, 2835, 2835, 256, 256)
+    return b'BM' + struct.pack('<IHHI', 1078 + len(content), 0, 0, 1078) + header + bytes(1024) + content
+
+
+@pytest.mark.parametrize('data', [EPS, *(encode(photo(16, 16), kind) for kind in ('ICO', 'TGA', 'JPEG2000', 'PCX'))])
+def test_other_formats_are_opened_by_nobody_and_start_no_program(data, monkeypatch):
+    monkeypatch.setattr(subprocess, 'Popen', lambda *arguments, **options: pytest.fail('a program was started'))
+    for mode in ('RGB', 'L'):
+        with pytest.raises(BadImage, match='^not an image$'):
+            open_picture(data, mode).pixels()
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(data)).load()  # as timm, torchvision and Hugging Face do
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_a_jpeg_may_come_in_so_many_scans(mode):
+    allowed, more = with_scans(32), with_scans(33)
+    np.testing.assert_array_equal(open_picture(allowed, mode).pixels(), by_pillow(allowed, mode))
+    np.testing.assert_array_equal(open_picture(more, mode, Limits(scans=33)).pixels(), by_pillow(more, mode))
+    with pytest.raises(BadImage, match='^33 scans, more than the 32 allowed$'):
+        open_picture(more, mode)
+    with pytest.raises(BadImage, match='^11 scans, more than the 10 allowed$'):
+        open_picture(with_scans(11), mode, Limits(scans=10))
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_what_looks_like_scans_elsewhere_is_none(progressive):
+    data = encode(photo(24, 24), progressive=progressive, comment=b'\xff\xda' * 40, restart_marker_blocks=1)
+    for content in (data, data + b'\xff\xda' * 40):  # a phone's film behind its photo
+        np.testing.assert_array_equal(open_picture(content).pixels(), by_pillow(content))
+
+
+def test_jpegs_in_a_tiff_have_scans_too():
+    data = encode(photo(64, 64), 'TIFF', compression='jpeg', tiffinfo={278: 16})
+    np.testing.assert_array_equal(open_picture(data).pixels(), by_pillow(data))
+    with pytest.raises(BadImage, match='scans, more than the 128 allowed'):
+        open_picture(data + b'\xff\xda' * 129)
+
+
+def test_what_python_decodes_must_be_small():
+    assert open_picture(run_length_bmp(64)).pixels().shape == (64, 64, 3)
+    with pytest.raises(BadImage, match='9000 x 9000 pixels, more than the 2796202 allowed'):
+        open_picture(run_length_bmp(9000))
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_pixels_have_a_limit_of_ones_own(kind):
+    data = encode(photo(20, 30), kind)
+    assert open_with_pillow(data, Limits(pixels=600)).size == (30, 20)
+    for opened in (open_picture, lambda data, mode, limits: open_with_pillow(data, limits)):
+        with pytest.raises(BadImage, match='30 x 20 pixels, more than the 599 allowed'):
+            opened(data, 'RGB', Limits(pixels=599))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='getrusage counts otherwise elsewhere')
+def test_the_largest_image_takes_less_than_a_gigabyte():
+    program = ('import io, resource, sys, timm_rs.transforms.decode as decode\n'
+               'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n'
+               'from PIL import Image\n'
+               'file = io.BytesIO()\n'
+               'Image.new("I", (64, 64)).save(file, "TIFF", compression="tiff_adobe_deflate")\n'
+               'decode.open_picture(file.getvalue()).pixels()\n'
+               'data, before = sys.stdin.buffer.read(), peak()\n'
+               'decode.open_picture(data).pixels()\n'
+               'print(peak() - before)')
+    data = encode(Image.new('I', (9400, 9400)), 'TIFF', compression='tiff_adobe_deflate', tiffinfo={278: 9400})
+    done = subprocess.run([sys.executable, '-c', program], input=data, capture_output=True, check=True)
+    assert 300 < int(done.stdout) < 900
 
 
 # ---- scaled decoding --------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Our loader beside timm's: the processor time and the images per second of each, and how exactly ours decodes."""
 
 import dataclasses
-import io
 import math
 import shutil
 import statistics
@@ -29,7 +28,7 @@ from timm_rs.progress import track
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks import create_task
 from timm_rs.transforms.crops import RandomResizedCrop
-from timm_rs.transforms.decode import Pixels, open_picture, resize
+from timm_rs.transforms.decode import Pixels, open_picture, open_with_pillow, resize
 
 PHOTOS_FOLDER = Path('data/photos')
 
@@ -139,7 +138,7 @@ def decoding_psnr(samples: Samples, size: int, count: int) -> DecodingPsnr:
         picture = open_picture(source)
         box = crops.box(picture.height, picture.width, np.random.default_rng(index))
         top, left, height, width = box
-        whole = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source))
+        whole = source if isinstance(source, Image.Image) else open_with_pillow(source)
         truth = np.asarray(whole.convert('RGB').crop((left, top, left + width, top + height)).resize(
             (size, size), Image.Resampling.BICUBIC))
         exact.append(psnr(resize(picture.pixels(box), size, size), truth))

@@ -16,20 +16,21 @@ from timm_rs.data.samples import Relabelled, Samples, Subset, TimmSamples
 from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
 from timm_rs.files import write_csv
-from timm_rs.transforms.decode import BadImage, open_picture
+from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, open_picture
 
 # What `Samples.read` raises for one bad sample. The last two are Pillow's, in torchvision datasets that decode.
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, Image.DecompressionBombError, SyntaxError)
 
+MAX_BAD_IN_A_ROW = 100
 COLUMNS = ('name', 'reason')
 Problem: TypeAlias = tuple[str, str]  # the name of an image, and what is wrong with it
 
 
-def problem_of(samples: Samples, index: int, mode: str = 'RGB') -> str | None:
+def problem_of(samples: Samples, index: int, mode: str = 'RGB', limits: Limits = DEFAULT_LIMITS) -> str | None:
     """Why image `index` cannot be used, in a few words, or None when it can. Reads and decodes all of it."""
     try:
         source, _ = samples.read(index)
-        open_picture(source, mode).pixels()
+        open_picture(source, mode, limits).pixels()
     except BadImage as error:
         return str(error)
     except READ_ERRORS as error:

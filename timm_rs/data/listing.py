@@ -13,8 +13,9 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 
 from timm_rs.errors import UserError
+from timm_rs.transforms.decode import FORMATS
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 SYSTEM_NAMES = ('lost+found', 'System Volume Information', 'Thumbs.db', 'desktop.ini')
 
 _DIGITS = re.compile(r'(\d{1,4000})')  # Python makes no integers of more

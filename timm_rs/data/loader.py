@@ -12,7 +12,7 @@ from timm.data.loader import PrefetchLoader
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, Dataset
 
-from timm_rs.data.bad_samples import READ_ERRORS, Problem, unlisted, why_unreadable
+from timm_rs.data.bad_samples import MAX_BAD_IN_A_ROW, READ_ERRORS, Problem, unlisted, why_unreadable
 from timm_rs.data.mixing import MaskedErasing, MaskedMixup, SoftMixup
 from timm_rs.data.mixture import Mixture, SparseTargets, dense_targets
 from timm_rs.data.sampler import PADDING, EvalBatches, MixedBatches, Ticket, TrainBatches
@@ -24,8 +24,6 @@ from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.create import Transform
 from timm_rs.transforms.decode import BadImage
-
-MAX_BAD_IN_A_ROW = 100
 
 
 class Targets(Protocol):

@@ -13,7 +13,7 @@ from timm_rs.data.mixture import Mixture
 from timm_rs.data.pool import open_pool, pool_fingerprint
 from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write, sha256_of
+from timm_rs.files import atomic_write, read_json, sha256_of
 
 MANIFEST = 'manifest.json'  # what was labelled, and by whom
 SELECTION = 'selection.json'  # how was selected, and the SHA-256 of the arrays
@@ -32,7 +32,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f'{folder} has no {MANIFEST}: label a pool first, tools/pseudo_label.py label POOL {folder}')
-    manifest = _read_json(path)
+    manifest = read_json(path)
     for name, kind in MANIFEST_TYPES.items():
         if not isinstance(manifest.get(name), kind):  # type: ignore[arg-type]
             raise UserError(f'{path} is not a manifest of tools/pseudo_label.py: {name} is missing or of another kind')
@@ -62,7 +62,7 @@ def open_mixture(labelled: Samples, classes: dict[Any, int], num_classes: int, f
     manifest = read_manifest(folder)
     if not (folder / SELECTION).is_file():
         raise UserError(f'nothing is selected in {folder} yet: tools/pseudo_label.py select {folder}')
-    selection = _read_json(folder / SELECTION)
+    selection = read_json(folder / SELECTION)
     entries, ids, probabilities = (_read_array(folder, name, selection) for name in ARRAYS)
     if not len(entries):
         raise UserError(f'no image is selected in {folder}: lower --min-confidence of tools/pseudo_label.py select')
@@ -109,13 +109,3 @@ def _read_array(folder: Path, name: str, selection: dict[str, Any]) -> Any:
     if selection.get(name) != sha256_of(path):
         raise UserError(f'{path} is not that of {folder / SELECTION}; select again')
     return array
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path} cannot be read: {error}') from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path} is damaged: not a JSON object')
-    return content

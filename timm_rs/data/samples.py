@@ -1,7 +1,6 @@
 """One view of every dataset: encoded images and labels by index, whatever they are stored in."""
 
 import functools
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -187,22 +186,3 @@ def as_samples(dataset: Any) -> Samples:
         raise UserError('this dataset is a stream, whose images have no index; use a folder, a tar, local shards, '
                         'hfds/ or torch/')
     return TimmSamples(dataset) if isinstance(dataset, ImageDataset) else TorchvisionSamples(dataset)
-
-
-class PilDataset:
-    """`samples` as a map-style dataset of PIL images, in timm's manner, for timm's own loader."""
-
-    def __init__(self, samples: Samples, mode: str = 'RGB'):
-        self.samples, self.mode = samples, mode
-        self.transform: Any = None
-        self.target_transform: Any = None
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        source, target = self.samples.read(index)
-        image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source))
-        image = image.convert(self.mode)
-        return (self.transform(image) if self.transform else image,
-                self.target_transform(target) if self.target_transform else target)

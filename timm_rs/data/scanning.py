@@ -12,6 +12,7 @@ from timm_rs.data.samples import Samples, as_samples
 from timm_rs.errors import UserError
 from timm_rs.progress import track
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.transforms.decode import DEFAULT_LIMITS, Limits
 
 
 def open_splits(recipe: Recipe, split: str | None) -> tuple[dict[str, Samples], list[UserError]]:
@@ -44,16 +45,17 @@ def open_samples(recipe: Recipe, split: str) -> Samples:
     return as_samples(open_split(recipe, split, is_training=False))
 
 
-def find_bad_images(splits: dict[str, Samples], root: str | None, workers: int) -> Iterator[Problem]:
+def find_bad_images(splits: dict[str, Samples], root: str | None, workers: int, limits: Limits = DEFAULT_LIMITS
+                    ) -> Iterator[Problem]:
     """Name and reason of every bad image, split by split, in the dataset's order; then what became no image of it."""
     for split, samples in splits.items():
-        for image, reason in _bad_images(samples, workers, split):
+        for image, reason in _bad_images(samples, workers, split, limits):
             # Images in archives may have the same name in every split.
             yield image if image.startswith(str(root)) else f'{split}: {image}', reason
 
 
-def _bad_images(samples: Samples, workers: int, split: str) -> Iterator[Problem]:
-    loader = DataLoader(Problems(samples), batch_size=32, num_workers=workers, collate_fn=list)
+def _bad_images(samples: Samples, workers: int, split: str, limits: Limits) -> Iterator[Problem]:
+    loader = DataLoader(Problems(samples, limits), batch_size=32, num_workers=workers, collate_fn=list)
     problems = (problem for batch in loader for problem in batch)
     for index, problem in enumerate(track(problems, f'scanning {split}', total=len(samples))):
         if problem:
@@ -64,11 +66,11 @@ def _bad_images(samples: Samples, workers: int, split: str) -> Iterator[Problem]
 class Problems(Dataset[str | None]):
     """What is wrong with each image; None where nothing is."""
 
-    def __init__(self, samples: Samples):
-        self.samples = samples
+    def __init__(self, samples: Samples, limits: Limits):
+        self.samples, self.limits = samples, limits
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> str | None:
-        return problem_of(self.samples, index)
+        return problem_of(self.samples, index, limits=self.limits)

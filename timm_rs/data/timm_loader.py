@@ -1,5 +1,6 @@
 """timm's own loader (`--loader timm`), and the only one for streamed datasets."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,17 +8,26 @@ import torch
 from PIL import Image
 from timm.data import FastCollateMixup, create_loader
 
-from timm_rs.data.bad_samples import Problem
-from timm_rs.data.samples import PilDataset, Samples
+from timm_rs.data.bad_samples import MAX_BAD_IN_A_ROW, READ_ERRORS, Problem, why_unreadable
+from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.create import Transform, build_augmentation, create_timm_transform, create_transform
+from timm_rs.transforms.create import (
+    Transform,
+    build_augmentation,
+    create_limits,
+    create_timm_transform,
+    create_transform,
+)
 from timm_rs.transforms.crops import OfLimitedLength
+from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, open_with_pillow, pillow_deciding
+
+_logger = logging.getLogger(__name__)
 
 
 class TimmLoader:
-    """Batches of timm's loader in the manner of ours. timm skips bad files by itself, so there are never problems."""
+    """Batches of timm's loader in the manner of ours. Bad images are passed over with a warning: no problems."""
 
     is_exact = False
 
@@ -58,7 +68,7 @@ class TimmLoader:
 def create_timm_train_loader(
         dataset: Any, recipe: Recipe, data_config: dict[str, Any], mixing: dict[str, Any] | None,
         encode: Callable[[Any], Any], num_workers: int, device: Device) -> TimmLoader:
-    dataset = _for_timm(dataset, recipe.image_mode, encode)
+    dataset = _create_timm_dataset(dataset, recipe, encode)
     loader = create_loader(
         dataset, is_training=True, batch_size=recipe.batch_size, collate_fn=mixing and FastCollateMixup(**mixing),
         re_prob=recipe.reprob, re_mode=recipe.remode, re_count=recipe.recount, num_aug_repeats=recipe.aug_repeats,
@@ -74,7 +84,7 @@ def create_timm_train_loader(
 def create_timm_eval_loader(
         dataset: Any, recipe: Recipe, data_config: dict[str, Any], encode: Callable[[Any], Any], blank: Any,
         num_workers: int, device: Device) -> TimmLoader:
-    dataset = _for_timm(dataset, recipe.image_mode, encode)
+    dataset = _create_timm_dataset(dataset, recipe, encode)
     streamed = isinstance(dataset, torch.utils.data.IterableDataset)
     if streamed and device.is_distributed:  # fewer workers leave fewer ragged ends, as in timm's train.py
         num_workers = min(2, num_workers)
@@ -110,9 +120,39 @@ class Seeded:
         return torch.tensor(self.transform(image, int(torch.randint(2**63 - 1, ())))).permute(2, 0, 1)
 
 
-def _for_timm(dataset: Any, mode: str, encode: Callable[[Any], Any]) -> Any:
+class PilDataset:
+    """`samples` as a map-style dataset of PIL images in the manner of timm's, which passes over bad ones."""
+
+    def __init__(self, samples: Samples, mode: str = 'RGB', limits: Limits = DEFAULT_LIMITS):
+        self.samples, self.mode, self.limits = samples, mode, limits
+        self.transform: Any = None
+        self.target_transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """The image at `index`, or the next good one. Raises UserError after `MAX_BAD_IN_A_ROW` bad ones."""
+        for number in range(index, index + MAX_BAD_IN_A_ROW):
+            try:
+                source, target = self.samples.read(number % len(self))
+                image = source if isinstance(source, Image.Image) else open_with_pillow(source, self.limits)
+                with pillow_deciding():
+                    image = image.convert(self.mode)
+                break
+            except (BadImage, *READ_ERRORS) as error:
+                problem = f'{self.samples.name(number % len(self))}: {why_unreadable(error)}'
+                _logger.warning(f'Skipped sample (index {number % len(self)}). {problem}')
+        else:
+            raise UserError(f'{MAX_BAD_IN_A_ROW} bad images in a row, the last is {problem}; '
+                            'tools/scan_dataset.py lists them all')
+        return (self.transform(image) if self.transform else image,
+                self.target_transform(target) if self.target_transform else target)
+
+
+def _create_timm_dataset(dataset: Any, recipe: Recipe, encode: Callable[[Any], Any]) -> Any:
     if isinstance(dataset, Samples):
-        dataset = getattr(dataset, 'dataset', None) or PilDataset(dataset, mode)
+        dataset = PilDataset(dataset, recipe.image_mode, create_limits(recipe))
     dataset.target_transform = encode
     return dataset
 

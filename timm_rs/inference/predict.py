@@ -22,6 +22,7 @@ from timm_rs.errors import UserError
 from timm_rs.inference.backends import Runner, run_torch
 from timm_rs.inference.source import Source
 from timm_rs.progress import track
+from timm_rs.recipe.reading import DEFAULTS
 from timm_rs.tasks import create_task
 
 MAX_DOWNLOAD = 100 << 20  # bytes of one image
@@ -161,7 +162,8 @@ def _in_ascii(url: str) -> str:
 
 
 def _loader(source: Source, samples: FileSamples, batch_size: int, workers: int, device: Device) -> Loader:
-    recipe = replace(source.recipe, loader='fast', validation_batch_size=batch_size, workers=workers)
+    recipe = replace(source.recipe, loader='fast', validation_batch_size=batch_size, workers=workers,
+                     max_image_pixels=DEFAULTS.max_image_pixels, max_image_scans=DEFAULTS.max_image_scans)
     loader = create_eval_loader(samples, recipe, source.data_config, create_task(recipe), 1, device)
     assert isinstance(loader, Loader)
     return loader

@@ -13,9 +13,12 @@ from timm_rs.data.listing import summary
 from timm_rs.data.loader import num_workers
 from timm_rs.data.scanning import find_bad_images, open_splits
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.recipe.command_line import Parser
-from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.command_line import Parser, add_knob
+from timm_rs.recipe.knobs import FIELDS, Recipe
+from timm_rs.recipe.reading import DEFAULTS, check_value
+from timm_rs.transforms.create import create_limits
 
+LIMITS = 'max_image_pixels', 'max_image_scans'  # as in train.py
 EXAMPLE = """example:
   python tools/scan_dataset.py imagenet
   python tools/scan_dataset.py imagenet --split validation --workers 16 --output bad_samples.csv
@@ -30,13 +33,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--split', metavar='S', help='only this split [train and validation, where there are such]')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, metavar='N', help='processes [all cores]')
     parser.add_argument('--output', metavar='FILE', help='also write a CSV there: name, reason')
+    for name in LIMITS:
+        add_knob(parser, name, FIELDS[name], getattr(DEFAULTS, name), Recipe)
     args = parser.parse_args(argv)
     with exit_on_user_error():
         if args.workers < 0:
             raise UserError(f'--workers {args.workers}: give 0 or more')
         if args.output and not Path(args.output).parent.is_dir():
             raise UserError(f'--output {args.output}: there is no folder {Path(args.output).parent}')
-        recipe = Recipe(data_dir=args.data_dir, dataset=args.dataset, workers=args.workers)
+        limits = {name: check_value(name, value, 'command line')
+                  for name, value in vars(args).items() if name in LIMITS}
+        recipe = Recipe(data_dir=args.data_dir, dataset=args.dataset, workers=args.workers, **limits)
         if not run_scan(recipe, args.split, args.output):
             raise SystemExit(1)
 
@@ -49,7 +56,7 @@ def run_scan(recipe: Recipe, split: str | None, output: str | None) -> bool:
     left_out = [row for samples in splits.values() for row in samples.left_out]
     bad = BadSamples(Path(output), sys.maxsize, resumed=False, left_out=left_out) if output else None
     num_bad = 0
-    for name, reason in find_bad_images(splits, recipe.data_dir, num_workers(recipe.workers)):
+    for name, reason in find_bad_images(splits, recipe.data_dir, num_workers(recipe.workers), create_limits(recipe)):
         num_bad += 1
         line = f'{name}: {reason}'.encode(errors='surrogateescape')  # names need not be UTF-8
         tqdm.write(line.decode(errors='backslashreplace'), file=sys.stdout)

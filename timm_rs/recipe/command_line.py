@@ -2,15 +2,17 @@
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from timm_rs.errors import escape_unknown_letters
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
-from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, find_recipe, read_file
+from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, find_recipe, is_plain, read_file
 from timm_rs.recipe.timm_options import is_of_timm, refusal
 
 ALONE = dict(torchcompile='inductor')  # what an option means without a value, as in timm
@@ -66,10 +68,13 @@ class KeyValues(argparse.Action):
             key, equals, value = pair.partition('=')
             if not equals:
                 parser.error(f'{option_string} takes key=value pairs, got {pair!r}')
-            try:
-                pairs[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                pairs[key] = value
+            pairs[key] = value
+            with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore')  # Python's, of text that looks like its own: 1if, '\\d'
+                    read = ast.literal_eval(value)
+                if is_plain(read):
+                    pairs[key] = read
         setattr(namespace, self.dest, pairs)
 
 

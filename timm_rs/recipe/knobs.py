@@ -224,6 +224,11 @@ class Recipe:
     max_bad_samples: int | None = knob(
         None, 'stop when more images than this cannot be read; when unset, 0.1 % of the data, at least 10', low=0,
         block=True, free=True)
+    max_image_pixels: int | None = knob(
+        None, 'images with more pixels than this are bad; when unset, than Pillow takes, 89 million', low=1,
+        high=178_956_970, block=True)
+    max_image_scans: int = knob(
+        32, 'JPEGs in more scans than this are bad; each costs as much as an image', low=1, block=True)
     checkpoint_interval_minutes: float = knob(
         10.0, 'minutes between checkpoints within an epoch; 0 for none by time', low=0, block=True, free=True)
     max_nonfinite_steps: int = knob(

@@ -41,6 +41,8 @@ def check_value(name: str, value: Any, where: str, declared: type = Recipe) -> A
         numbers = value
     else:
         value = _scalar(name, kind, value, where)
+        if not is_plain(value):
+            raise RecipeError(f'{where}: {name} may hold text, numbers, true, false, lists and mappings, got {value!r}')
         numbers = [value]
     choices = field.metadata['choices']
     if choices and value not in choices:
@@ -49,6 +51,17 @@ def check_value(name: str, value: Any, where: str, declared: type = Recipe) -> A
     for number in numbers:
         _check_number(name, number, field.metadata, where)
     return value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether YAML and checkpoints can hold a value, and Python print it."""
+    if isinstance(value, dict):
+        return all(isinstance(key, (str, int, float)) and is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    if isinstance(value, int):
+        return value.bit_length() <= 4096
+    return value is None or isinstance(value, (float, str))
 
 
 def _check_number(name: str, number: Any, bounds: Mapping[str, Any], where: str) -> None:
@@ -111,8 +124,58 @@ PLAIN_INT = r'[-+]?(0|[1-9][0-9]*)'
 PLAIN_FLOAT = r'[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)'
 
 
+MAX_BYTES = 1 << 16  # of a file, and of what it holds with its aliases written out
+MAX_DEPTH = 20
+PLAIN_TAGS = ('null', 'bool', 'int', 'float', 'str', 'seq', 'map', 'merge', 'value', 'timestamp')
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice (YAML keeps the last one silently), and ambiguous numbers."""
+    """SafeLoader that refuses a key written twice (YAML keeps the last one silently), and ambiguous numbers.
+
+    It also refuses what is no plain value, and what grows beyond measure: a line of aliases to the line before, ten
+    times over, is more than any memory holds once it is printed or merged.
+    """
+
+    def __init__(self, text: str, name: str):
+        super().__init__(text)
+        self.name, self.sizes = name, dict[int, tuple[int, int] | None]()  # by node; None while it is measured
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level > MAX_DEPTH:  # PyYAML would look through all brackets again for each
+            raise RecipeError(f'{self.name} is not valid YAML: more than {MAX_DEPTH} brackets within each other')
+        super().fetch_flow_collection_start(token)
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        self.measure(node)
+        return self.construct_document(node)
+
+    def measure(self, node: yaml.Node) -> tuple[int, int]:
+        """Characters and levels of `node` with its aliases written out. Raises RecipeError where those are too many."""
+        where, tag = f'{self.name}:{node.start_mark.line + 1}', node.tag.removeprefix('tag:yaml.org,2002:')
+        if id(node) in self.sizes:
+            if size := self.sizes[id(node)]:
+                return size
+            raise RecipeError(f'{where}: what is written here holds itself, by an alias; write it out')
+        if tag not in PLAIN_TAGS:
+            raise RecipeError(f'{where}: a recipe holds text, numbers, true and false, lists and mappings, not {tag}')
+        self.sizes[id(node)] = None
+        length, depth = 1, 0
+        if isinstance(node, yaml.ScalarNode):
+            node.value.encode(errors='surrogateescape')  # or "\ud800" would fail where it is first printed or opened
+            length += len(node.value)
+        else:
+            is_list = isinstance(node, yaml.SequenceNode)
+            children = node.value if is_list else [child for pair in node.value for child in pair]
+            for child_length, child_depth in map(self.measure, children):
+                length, depth = length + child_length, max(depth, child_depth + 1)
+        if length > MAX_BYTES or depth > MAX_DEPTH:
+            raise RecipeError(f'{where}: what begins here is too long or nested too deep for a recipe, which has '
+                              f'at most {MAX_BYTES} characters and {MAX_DEPTH} levels')
+        self.sizes[id(node)] = length, depth
+        return length, depth
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -172,7 +235,11 @@ def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda 
     """
     path = find_recipe(path)
     try:
-        text = path.read_text(encoding='utf-8')
+        with open(path, 'rb') as file:
+            start = file.read(MAX_BYTES + 1)
+        if len(start) > MAX_BYTES:
+            raise RecipeError(f'recipe {path} has more than {MAX_BYTES} bytes, as no recipe has; is it another file?')
+        text = start.decode()
     except FileNotFoundError:
         beside = sorted(str(other) for other in path.parent.glob('*.yaml'))
         hint = nearest(str(path), beside) or nearest(_plain(path), _shipped())
@@ -180,9 +247,7 @@ def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda 
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f'recipe {path} cannot be read: {error}') from None
     try:
-        loader = _StrictLoader(text)
-        loader.name = str(path)
-        content = loader.get_single_data()
+        content = _StrictLoader(text, str(path)).get_single_data()
     except RecipeError:
         raise
     except Exception as error:  # PyYAML lets through what Python says of !!int x, 2024-13-45 or a thousand brackets

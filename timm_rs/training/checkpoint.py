@@ -157,10 +157,16 @@ def load_plain(path: Path) -> Any:
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for damaged files
         reason = first_line(error)
-        if path.suffix != '.safetensors' and not zipfile.is_zipfile(path):
+        if path.suffix != '.safetensors' and not _is_zip(path):
             reason = 'it is truncated or not a PyTorch file'
         raise UserError(f'checkpoint {path} cannot be read: {reason}. Use another one, such as an earlier '
                         f'checkpoint-N{SUFFIX}') from None
+
+
+def _is_zip(path: Path) -> bool:
+    with contextlib.suppress(zipfile.BadZipFile):  # of one that says it goes on on another disk
+        return zipfile.is_zipfile(path)
+    return False
 
 
 def checkpoint_in(path: Path) -> Path:

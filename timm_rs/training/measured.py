@@ -90,7 +90,7 @@ def read_evaluation(path: Path, checkpoint: Path, weights: str, metrics: list[st
             return None
         setting = Setting(**says | {name: tuple(says[name]) for name in ('input_size', 'mean', 'std')})
         return Measured({name: float(content[name]) for name in metrics}, int(content['num_samples']), setting)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise _damaged(path, error) from None
 
 

@@ -1,6 +1,7 @@
 """What people see of a run: the progress line, summary.csv and curves.png."""
 
 import contextlib
+import csv
 import datetime
 import io
 import itertools
@@ -106,7 +107,10 @@ class Summary:
         self.path = path
         self.rows: list[dict[str, Any]] = rows or []
         if rows is None and first_epoch and path.exists():
-            self.rows = [row for row in read_csv(path) if int(row['epoch']) < first_epoch]
+            try:
+                self.rows = [row for row in read_csv(path) if int(row['epoch']) < first_epoch]
+            except (OSError, ValueError, KeyError, csv.Error) as error:
+                raise UserError(f'{path} is damaged ({error!r}): mend it, or move it away to go on without') from error
 
     def write(self) -> None:
         """Raises UserError when the file cannot be written; the previous one is intact then."""

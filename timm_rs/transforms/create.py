@@ -18,7 +18,7 @@ from torchvision.transforms import CenterCrop, RandomHorizontalFlip, RandomVerti
 from timm_rs.errors import UserError, blaming
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.crops import Flip, OnPil, RandomResizedCrop, ResizedCenterCrop, Rng, WholeImage, resizes_whole
-from timm_rs.transforms.decode import Picture, Pixels, open_picture
+from timm_rs.transforms.decode import DEFAULT_LIMITS, Limits, Picture, Pixels, open_picture
 from timm_rs.transforms.official_crops import EvalCrop, OfficialEvalCrop, OfficialTrainCrop, TrainCrop
 from timm_rs.transforms.official_randaugment import RandAugment
 
@@ -36,15 +36,15 @@ class Transform:
     Raises `decode.BadImage` for an image that cannot be used.
     """
 
-    def __init__(self, mode: str, crop: CropStep, steps: Sequence[PixelStep] = ()):
-        self.mode, self.crop, self.steps = mode, crop, tuple(steps)
+    def __init__(self, mode: str, crop: CropStep, steps: Sequence[PixelStep] = (), limits: Limits = DEFAULT_LIMITS):
+        self.mode, self.crop, self.steps, self.limits = mode, crop, tuple(steps), limits
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({", ".join(map(repr, (self.mode, self.crop, *self.steps)))})'
 
     def __call__(self, source: bytes | Image.Image, seed: int) -> Pixels:
         rng = np.random.default_rng(seed)
-        pixels = self.crop(open_picture(source, self.mode), rng)
+        pixels = self.crop(open_picture(source, self.mode, self.limits), rng)
         for step in self.steps:
             pixels = step(pixels, rng)
         return pixels
@@ -103,7 +103,12 @@ def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: 
     else:
         crop = WholeImage(only_middle=resizes_whole(steps[0]))
     return Transform(recipe.image_mode, crop, _on_arrays(
-        steps, official_randaugment(recipe.aa) if recipe.randaugment == 'tf' else None))
+        steps, official_randaugment(recipe.aa) if recipe.randaugment == 'tf' else None), create_limits(recipe))
+
+
+def create_limits(recipe: Recipe) -> Limits:
+    """What an image may cost, by the recipe."""
+    return Limits(recipe.max_image_pixels, recipe.max_image_scans)
 
 
 def create_timm_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Any:

@@ -2,6 +2,9 @@
 
 Pixels equal those of Pillow's `Image.open(file).convert(mode)`, which is what timm trains on. RGB from JPEG comes from
 libjpeg-turbo itself (simplejpeg), everything else from Pillow, which also decides what is a bad file.
+
+Files come from strangers. Importing this module leaves Pillow with the formats below, for all that open images in this
+process (timm, torchvision, Hugging Face): others are hardly tested or, as PostScript, start a program.
 """
 
 import io
@@ -9,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +24,35 @@ from torch.nn.functional import interpolate
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # (height, width, channels)
 Box: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
 
+# What is opened, by content, and the suffixes under which folders are searched for it. torchvision's GTSRB is in PPM.
+FORMATS = {'JPEG': ('.jpg', '.jpeg', '.jfif'), 'PNG': ('.png',), 'WEBP': ('.webp',), 'BMP': ('.bmp',), 'GIF': ('.gif',),
+           'TIFF': ('.tif', '.tiff'), 'PPM': ()}
 MAX_ASPECT = 100  # how many times as long as wide an image may be that is resized whole
 
-_START_OF_SCAN, _PROGRESSIVE = 0xDA, 0xC2
+_BAND = 1 << 22  # pixels that are converted at once
+_OFFSETS = 273, 324  # the tags of a TIFF that say where its strips, or tiles, are
+_START_OF_SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, 0xC2
 _FRAMES = 0xC0, 0xC1, _PROGRESSIVE  # all with Huffman codes; the first two are sequential
+_SEGMENT = re.compile(rb'\xff[^\0\1\xd0-\xd8\xff]')  # markers, but those without a length that may stand between codes
 
 
 class BadImage(ValueError):
     """A file that cannot be used; the message is the reason in a few words."""
+
+
+class Limits(NamedTuple):
+    """What an image may cost.
+
+    Attributes:
+        pixels: how many it may have; None: as many as Pillow allows.
+        scans: how many a JPEG may come in; each costs as much as decoding another image, and takes a few bytes.
+    """
+
+    pixels: int | None = None
+    scans: int = 32
+
+
+DEFAULT_LIMITS = Limits()
 
 
 class Picture(Protocol):
@@ -46,17 +70,40 @@ class Picture(Protocol):
         ...
 
 
-def open_picture(source: bytes | Image.Image, mode: str = 'RGB') -> Picture:
+def open_picture(source: bytes | Image.Image, mode: str = 'RGB', limits: Limits = DEFAULT_LIMITS) -> Picture:
     """The image in a file's bytes, or an open Pillow image, as `mode`: any of Pillow's with 8 bits per channel.
 
     Like timm, this does not turn images as their EXIF data says. 16-bit grayscale keeps its high byte, where Pillow
     would clip; whole numbers of 32 bits and fractions are clipped to 0..255, as Pillow does. Raises BadImage for what
-    is no image, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+    is no image of `FORMATS`, or beyond the `limits` or `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     if isinstance(source, Image.Image):
+        _check_size(source.height, source.width, limits)
         return _PillowPicture(source, mode)
     frame = _find_frame(source) if mode == 'RGB' else None
-    return _JpegPicture(source, *frame) if frame else _PillowPicture(_open(source), mode)
+    if not frame:
+        return _PillowPicture(open_with_pillow(source, limits), mode)
+    _check_size(*frame[1:3], limits)
+    if not frame[3]:  # of those with all channels in the first scan, libjpeg reads no other
+        _check_scans(source, limits)
+    return _JpegPicture(source, *frame, limits)
+
+
+def open_with_pillow(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+    """A file's bytes as an image of Pillow's that is not decoded yet. Raises BadImage as `open_picture` does."""
+    if not data:
+        raise BadImage('empty file')
+    if data[:2] == b'\xff\xd8':
+        _check_scans(data, limits)
+    with pillow_deciding():
+        image = Image.open(io.BytesIO(data), formats=list(FORMATS))
+    _check_size(image.height, image.width, limits)
+    if image.info.get('compression') == 'jpeg':  # a TIFF, whose parts are JPEGs
+        parts = max(len(image.tag_v2.get(tag, ())) for tag in _OFFSETS)  # type: ignore[attr-defined]
+        _check_scans(data, limits._replace(scans=parts * limits.scans), is_jpeg=False)
+    if image.tile and image.tile[0][0] == 'bmp_rle':  # by Python, as slow as that many scans
+        _check_size(image.height, image.width, limits, limits.scans)
+    return image
 
 
 def resize(pixels: Pixels, height: int, width: int, interpolation: str = 'bicubic') -> Pixels:
@@ -97,10 +144,10 @@ def check_image(image: Any) -> None:
 # ---- JPEG by libjpeg-turbo --------------------------------------------------------------------------------------
 
 class _JpegPicture:
-    def __init__(self, data: bytes, frame: int, height: int, width: int, one_pass: bool):
+    def __init__(self, data: bytes, frame: int, height: int, width: int, one_pass: bool, limits: Limits):
         """`frame` is where the frame header starts, `one_pass` whether all rows come in their order."""
-        _check_size(height, width)
         self.data, self.frame, self.height, self.width, self.one_pass = data, frame, height, width, one_pass
+        self.limits = limits
 
     def pixels(self, box: Box | None = None, at_least: tuple[int, int] | None = None) -> Pixels:
         top, left, height, width = box or (0, 0, self.height, self.width)
@@ -119,7 +166,7 @@ class _JpegPicture:
             pixels = simplejpeg.decode_jpeg(
                 data, strict=strict, min_height=-(-rows // shrink), min_width=-(-self.width // shrink))
         except ValueError:
-            return _PillowPicture(_open(self.data), 'RGB').pixels(box)
+            return _PillowPicture(open_with_pillow(self.data, self.limits), 'RGB').pixels(box)
         top, bottom, left, right = (
             (edge + shrink // 2) // shrink for edge in (top, top + height, left, left + width))
         return pixels[top:bottom, left:right]
@@ -155,28 +202,38 @@ class _PillowPicture:
     def __init__(self, image: Image.Image, mode: str):
         self.image, self.mode = image, mode
         self.width, self.height = image.size
-        _check_size(self.height, self.width)
 
     def pixels(self, box: Box | None = None, at_least: tuple[int, int] | None = None) -> Pixels:
         top, left, height, width = box or (0, 0, self.height, self.width)
-        with _pillow_deciding():
-            image = self.image
-            image.load()
-            if image.mode.startswith('I;16') or image.mode == 'I' and image.format == 'PPM':  # made 16-bit
-                image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
-            pixels = np.array(image if image.mode == self.mode else image.convert(self.mode))
-        return _channels_last(pixels)[top:top + height, left:left + width]
+        with pillow_deciding():
+            self.image.load()
+            rows = max(1, _BAND // self.width)
+            if self.height <= rows:
+                return self._convert(self.image)[top:top + height, left:left + width]
+            bands = [(start, min(start + rows, top + height)) for start in range(top, top + height, rows)]
+            pixels = np.empty((height, width, Image.getmodebands(self.mode)), np.uint8)
+            for start, stop in bands:  # all at once would take the memory of the image three times
+                pixels[start - top:stop - top] = self._convert(self.image.crop((left, start, left + width, stop)))
+        return pixels
+
+    def _convert(self, image: Image.Image) -> Pixels:
+        if image.mode.startswith('I;16') or image.mode == 'I' and self.image.format == 'PPM':  # made 16-bit
+            image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+        return _channels_last(np.array(image if image.mode == self.mode else image.convert(self.mode)))
 
 
-def _open(data: bytes) -> Image.Image:
-    if not data:
-        raise BadImage('empty file')
-    with _pillow_deciding():
-        return Image.open(io.BytesIO(data))
+def _keep_known_formats() -> None:
+    Image.init()
+    for name in set(Image.OPEN) - set(FORMATS):
+        del Image.OPEN[name]
+        Image.ID.remove(name)
+
+
+_keep_known_formats()
 
 
 @contextmanager
-def _pillow_deciding() -> Iterator[None]:
+def pillow_deciding() -> Iterator[None]:
     """Turn whatever Pillow raises (there is hardly an exception it does not) into BadImage, and keep it quiet."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -194,9 +251,21 @@ def _pillow_deciding() -> Iterator[None]:
             raise BadImage('truncated' if 'truncated' in reason.lower() else reason) from error
 
 
-def _check_size(height: int, width: int) -> None:
-    if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
-        raise BadImage(f'{width} x {height} pixels, more than the {Image.MAX_IMAGE_PIXELS} allowed')
+def _check_size(height: int, width: int, limits: Limits, scans: int = 1) -> None:
+    allowed = Image.MAX_IMAGE_PIXELS if limits.pixels is None else limits.pixels
+    if allowed is not None and height * width * scans > allowed:
+        raise BadImage(f'{width} x {height} pixels, more than the {allowed // scans} allowed')
+
+
+def _check_scans(data: bytes, limits: Limits, is_jpeg: bool = True) -> None:
+    scans = data.count(bytes([0xFF, _START_OF_SCAN]))  # also what only looks so, in metadata or behind the image
+    if scans > limits.scans and is_jpeg:
+        scans, at = 0, 2
+        while (found := _SEGMENT.search(data, at)) and found[0] != bytes([0xFF, _END]):
+            scans += found[0][1] == _START_OF_SCAN
+            at = found.end() + int.from_bytes(data[found.end():found.end() + 2], 'big')
+    if scans > limits.scans:
+        raise BadImage(f'{scans} scans, more than the {limits.scans} allowed')
 
 
 def _channels_last(pixels: Pixels) -> Pixels:

@@ -7,7 +7,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from timm_rs.progress import track
 
 IMAGE_KEYS = 'jpg;jpeg;png;webp'  # timm's, and jpeg
 BLOCK = tarfile.BLOCKSIZE
+MAX_CLASSES = 10_000_000  # what is beyond is no label
+MAX_LABEL_BYTES = 1 << 20  # of a .cls or .json
 
 _KEY_AND_EXTENSION = re.compile(r'((?:.*/|)[^.]+)[.]([^/]*)')  # webdataset's rule
 _METADATA = re.compile(r'__[^/]*__($|/)')  # members that webdataset skips
@@ -43,9 +45,18 @@ class Index(NamedTuple):
 
     @property
     def is_consistent(self) -> bool:
+        """Whether it can be true: types, counts, and every image within its shard."""
+        numbers = self[1:9]
+        if (any(column.ndim != 1 for column in self) or self.shards.dtype.kind != 'U' or self.names.dtype != np.uint8
+                or any(column.dtype not in (np.int32, np.int64) for column in numbers)
+                or any((column < 0).any() for column in (*numbers[:6], self.name_lengths))
+                or (abs(self.targets) >= MAX_CLASSES).any()):
+            return False
         per_shard = {len(column) for column in self[:5]}
-        per_sample = {len(column) for column in self[5:9]} | {int(self.counts.sum())}
-        return len(per_shard) == len(per_sample) == 1 and int(self.name_lengths.sum()) == len(self.names)
+        per_sample = {len(column) for column in self[5:9]} | {sum(self.counts.tolist())}
+        if len(per_shard) > 1 or len(per_sample) > 1 or sum(self.name_lengths.tolist()) != len(self.names):
+            return False
+        return bool((self.lengths <= np.repeat(self.sizes, self.counts) - self.offsets).all())
 
 
 def stat_of(path: Path) -> os.stat_result:
@@ -60,10 +71,11 @@ class NotOneNumber(Exception):
 
 
 def cached_index(root: Path, path: Path, shards: Sequence[str], image_keys: Sequence[str], label_key: str,
-                  by_time: bool = True) -> Index:
+                 fits: Callable[[Index], bool] = lambda index: True, by_time: bool = True) -> Index:
+    """The index at `path` if it is that of the `shards` as they are, and `fits`; otherwise made from them and kept."""
     stats = [stat_of(root / shard) for shard in shards]
     index = load_index(path)
-    if index is not None and index.shards.tolist() == list(shards) and (
+    if index is not None and fits(index) and index.shards.tolist() == list(shards) and (
             index.sizes.tolist() == [stat.st_size for stat in stats]) and (
             not by_time or index.mtimes.tolist() == [stat.st_mtime_ns for stat in stats]):
         return index
@@ -78,10 +90,12 @@ def load_index(path: Path) -> Index | None:
     """What was saved there; None where it is missing or damaged, since it can be made again."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in arrays.zip.infolist()):
+                return None  # a few bytes could become any number
             index = Index(**{name: arrays[name] for name in Index._fields})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return index if index.is_consistent else None
+    except Exception:  # zipfile and NumPy raise a dozen kinds for damaged bytes
         return None
-    return index if index.is_consistent else None
 
 
 def save_index(path: Path, index: Index) -> None:
@@ -118,7 +132,9 @@ def scan_shard(root: Path, shard: str, image_keys: Sequence[str], label_key: str
                 label = _label(file, members, label_key, shard)
                 if image is not None and label is not None:
                     samples.append((image.offset_data, image.size, label, image.name))
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (UserError, NotOneNumber):
+        raise
+    except Exception as error:  # tarfile raises a dozen kinds for damaged headers
         raise UserError(f'shard {path} is damaged ({error}); copy or pack it again, or leave it out') from None
     return shard_index(path, shard, samples, total - len(samples))
 
@@ -127,6 +143,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
     """Key, extension and header of each file, as webdataset splits names; checks that the archive is all there."""
     end = 0
     for member in tar:
+        if member.size < 0 or member.issparse():
+            raise tarfile.ReadError(f'{member.name} has no such size, or is a sparse file')
         end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
         match = _KEY_AND_EXTENSION.fullmatch(member.name)
         if member.isreg() and match and not _METADATA.match(member.name):
@@ -137,31 +155,31 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
 
 
 def _label(file: Any, members: dict[str, tarfile.TarInfo], label_key: str, shard: str) -> int | None:
-    """The class index, by timm's rules; None where there is none, or a negative one in .json."""
+    """The class index, by timm's rules; None where there is no usable one, or a negative one in .json."""
     if label_key == UNLABELLED:
         return 0
     member = members.get('json' if label_key else 'cls')
-    if label_key and not (member and label_key in (fields := _json_fields(pread(file, member.size,
-                                                                                   member.offset_data)))):
+    content = pread(file, member.size, member.offset_data) if member and member.size <= MAX_LABEL_BYTES else b''
+    if label_key and not (member and label_key in (fields := _json_fields(content))):
         key = next(iter(members.values())).name
         raise UserError(f'{shard}: {key} has no label under the key {label_key} in a .json beside it; '
                         'choose another --target-key')
     if member is None:
         return None
-    value = fields[label_key] if label_key else pread(file, member.size, member.offset_data)
+    value = fields[label_key] if label_key else content
     if isinstance(value, (list, tuple)):
         raise NotOneNumber
     try:
         target = int(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
-    return None if label_key and target < 0 else target
+    return None if label_key and target < 0 or abs(target) >= MAX_CLASSES else target
 
 
 def _json_fields(content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

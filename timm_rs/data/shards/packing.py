@@ -31,12 +31,13 @@ from timm_rs.data.shards.index import (
     scan_shard,
     shard_index,
 )
-from timm_rs.data.shards.reading import keys_of, manifest_path, packed_splits, read_info, read_manifest
+from timm_rs.data.shards.manifest import manifest_path, packed_splits, read_info, read_manifest
+from timm_rs.data.shards.reading import keys_of
 from timm_rs.data.workers import end_with
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write, sha256_of, write_csv
 from timm_rs.progress import track
-from timm_rs.transforms.decode import open_picture
+from timm_rs.transforms.decode import BadImage, open_picture, open_with_pillow
 
 # 8192 photos of 288 px are about 270 MB, and 2048 of ImageNet's originals are about as much.
 SAMPLES_PER_SHARD, ORIGINALS_PER_SHARD = 8192, 2048
@@ -302,14 +303,15 @@ class _Encoder(Dataset[_Encoded]):
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # PIL's message has an address in memory, which is never the same
+    cause = error.__cause__ if isinstance(error, BadImage) else error
+    if isinstance(cause, UnidentifiedImageError):  # PIL's message has an address in memory, which is never the same
         return 'not an image, or of an unknown kind'
-    return f'{type(error).__name__}: {error}'
+    return f'{type(cause).__name__}: {cause}' if cause else str(error)
 
 
 def encode(source: bytes | Image.Image, short_side: int, quality: int) -> tuple[bytes, str]:
     """The bytes and the file extension under which `pack` stores an image; raises what PIL raises for a bad one."""
-    image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(source))
+    image = source if isinstance(source, Image.Image) else open_with_pillow(source)
     image.load()  # all of it: what is kept as it is must be whole too
     if isinstance(source, bytes):
         is_ready = (image.format == 'JPEG' and not image.info.get('progressive') and image.mode in ('L', 'RGB')
@@ -344,6 +346,4 @@ def _write_bad_samples(destination: Path) -> None:
     path = destination / 'bad_samples.csv'
     rows = [dict(name=name, reason=reason) for split in packed_splits(destination)
             for entry in read_manifest(destination, split)['shards'].values() for name, reason in entry['bad']]
-    if not rows:
-        return path.unlink(missing_ok=True)
-    write_csv(path, rows)
+    write_csv(path, rows) if rows else path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from timm_rs.data.samples import Order, Samples
 from timm_rs.data.shards.index import (
     COMPRESSED,
     IMAGE_KEYS,
+    MAX_CLASSES,
     Index,
     NotOneNumber,
     cached_index,
@@ -22,6 +23,7 @@ from timm_rs.data.shards.index import (
     pread,
     stat_of,
 )
+from timm_rs.data.shards.manifest import manifest_path, packed_splits, read_info, read_manifest
 from timm_rs.errors import UserError
 
 SHUFFLE_BUFFER = 4096  # samples
@@ -141,8 +143,17 @@ def _open_packed(root: Path, split: str) -> ShardSamples:
                         'run the same tools/pack_dataset.py again to continue')
     for shard, entry in manifest['shards'].items():
         _check_size(root / shard, entry['bytes'])
-    index = cached_index(root, index_path(root, split), list(manifest['shards']), IMAGE_KEYS.split(';'), '',
-                          by_time=False)  # a copied pack is as good, and its sizes are those of the manifest
+    counts = [entry['samples'] for entry in manifest['shards'].values()]
+    num_classes = 1 + max(manifest['classes'].values(), default=MAX_CLASSES)
+
+    def fits(index: Index) -> bool:
+        return index.counts.tolist() == counts and bool((index.targets < num_classes).all())
+
+    index = cached_index(root, index_path(root, split), list(manifest['shards']), IMAGE_KEYS.split(';'), '', fits,
+                         by_time=False)  # a copied pack is as good, and its sizes are those of the manifest
+    if not fits(index):
+        raise UserError(f'{root}: the shards of {split} do not hold as many images, or other labels, than '
+                        f'{manifest_path(root, split).name} says; copy them again, or pack into another folder')
     return ShardSamples(root, index, manifest['classes'], packed=True)
 
 
@@ -173,21 +184,6 @@ def _listed_shards(root: Path, split: str) -> tuple[list[str], str]:
     return list(splits[split]['filenames']), splits[split].get('alt_label', '')
 
 
-def read_info(root: Path) -> dict[str, Any]:
-    path = next((root / name for name in ('_info.json', 'info.json') if (root / name).exists()), None)
-    return _read_json(path) if path else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read: {error}') from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path} is not a JSON object')
-    return content
-
-
 def keys_of(samples: Samples) -> list[str]:
     """The key of each sample: its file's name, behind its number where names repeat."""
     stems = [os.path.splitext(os.path.basename(samples.name(index)))[0] for index in range(len(samples))]
@@ -199,19 +195,3 @@ def keys_of(samples: Samples) -> list[str]:
 
 def _unquote(name: str) -> str:
     return name.replace('%2E', '.').replace('%25', '%')
-
-
-def manifest_path(root: Path, split: str) -> Path:
-    return root / f'{split}-manifest.json'
-
-
-def packed_splits(root: Path) -> list[str]:
-    return sorted(path.name.removesuffix('-manifest.json') for path in root.glob('*-manifest.json'))
-
-
-def read_manifest(root: Path, split: str) -> dict[str, Any]:
-    path = manifest_path(root, split)
-    manifest = _read_json(path)
-    if not {'settings', 'classes', 'shards'} <= manifest.keys():
-        raise UserError(f'{path} is not a manifest of tools/pack_dataset.py')
-    return manifest
