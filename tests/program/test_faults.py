@@ -148,7 +148,7 @@ def test_neither_the_best_nor_the_newest_is_ever_removed(tmp_path):
         best = 0 if epoch == 0 else 1
         assert read_checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == best
         assert read_checkpoint(tmp_path / f'checkpoint-{best}.pth.tar')['epoch'] == best
-        assert len(list(tmp_path.glob('recovery-*.tar'))) == 2
+        assert not list(tmp_path.glob('recovery-*.tar'))  # an epoch that is saved has gone further
 
 
 # ---- loading ----------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, arguments, 
     result = run(*arguments, *AUTO)
     assert result.code == 0, result.err
     assert 'last.pth.tar is damaged: its SHA-256 is not that' in result.out and 'trying the one before' in result.out
-    assert 'resuming from checkpoint' in result.out and 'recovery-1-3' in result.out
+    assert 'resuming from checkpoint' in result.out and 'checkpoint-0.pth.tar' in result.out
     again = load(folder / 'last.pth.tar')
     assert all(torch.equal(whole['state_dict'][name], value) for name, value in again['state_dict'].items())
 
