@@ -342,7 +342,7 @@ def test_a_second_signal_ends_the_process_at_once():
     program = '''
 import os, signal, sys, time
 from timm_rs.training.interruption import Interruption
-with Interruption(0, 0) as interruption:
+with Interruption(0, 0, 60) as interruption:
     os.kill(os.getpid(), signal.SIGTERM)
     print(interruption.wanted() - 1, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
@@ -354,11 +354,68 @@ with Interruption(0, 0) as interruption:
 
 def test_what_torchrun_passes_on_is_no_second_signal(monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
-    with Interruption(0, 0) as interruption:
+    with Interruption(0, 0, 60) as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.wanted() == 1 + signal.SIGINT
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+HANGS = {
+    'in Python': 'time.sleep(60)',
+    'in C': 'hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10 ** 9)',  # minutes without a line of Python
+    'in a thread that holds a lock': 'lock = threading.Lock(); lock.acquire(); lock.acquire()',
+}
+
+
+@pytest.mark.parametrize('hang', HANGS)
+def test_a_signal_ends_a_run_that_hangs(hang):
+    program = f'''
+import hashlib, os, signal, threading, time
+from timm_rs.training.interruption import Interruption
+with Interruption(0, 0, 0.5, '; lost'):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    {HANGS[hang]}
+'''
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert result.returncode == 143 and result.stderr.count('\n') == 1, result
+    assert 'SIGTERM came 0.5 s ago' in result.stderr and 'ended without saving; lost' in result.stderr
+
+
+def test_saving_may_take_longer_than_a_hang():
+    program = '''
+import os, signal, time
+from timm_rs.training.interruption import Interruption
+with Interruption(0, 0, 0.2) as interruption:
+    interruption.saving()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    interruption.obeyed.set()
+    interruption.saved()
+    time.sleep(0.5)
+    print('saved')
+'''
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert (result.returncode, result.stdout, result.stderr) == (0, 'saved\n', '')
+
+
+@pytest.mark.slow
+def test_a_signal_is_obeyed_while_a_worker_hangs(arguments, tmp_path):
+    with started(*arguments, '--workers', 1, '--epochs', 100_000, '--experiment', 'a', '--stop-timeout', 1,
+                 folder=tmp_path) as [process]:
+        wait_for(process, 'epoch 1/100000 done')
+        workers = [int(child) for child in
+                   Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()]
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        time.sleep(1)  # what they have made before is soon used up
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 143 and err.count('\n') == 1, err
+    assert 'the run hangs' in err and '--resume auto' in err and '.pth.tar is lost' in err
+    states = [path.read_text().rpartition(')')[2].split()[0] for worker in workers
+              if (path := Path(f'/proc/{worker}/stat')).exists()]
+    assert workers and set(states) <= {'Z'}  # killed, at most not yet reaped
 
 
 @pytest.mark.slow

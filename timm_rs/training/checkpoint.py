@@ -31,6 +31,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, lower_is_better: bool):
         self.folder, self.keep = folder, keep
         self.sign = -1 if lower_is_better else 1
+        self.newest: Path | None = None  # that this process has written or continues
         self.history: list[tuple[int, float]] = []  # (epoch, metric) of the checkpoints kept, best first
 
     @property
@@ -70,7 +71,7 @@ class Checkpoints:
                         _remove(old)
             if path.name == LAST:
                 self._remove_recoveries(place_of(path))
-        self.history = self._there(history)
+        self.history, self.newest = self._there(history), path
 
     def save(self, state: dict[str, Any], epoch: int, metric: float) -> None:
         """Write `state` (plain tensors, numbers, text, lists and dicts) as the checkpoint of `epoch`.
@@ -88,7 +89,7 @@ class Checkpoints:
             for old, _ in dropped:
                 _remove(self._path(old))
             self._remove_recoveries(place_of(last))
-        self.history = kept
+        self.history, self.newest = kept, last
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> Path:
         """Write `state` as it is within an epoch, `update` counting from its start; the one before is kept as well."""
@@ -98,6 +99,7 @@ class Checkpoints:
             others = [other for other in self._sorted(f'recovery-*{SUFFIX}') if other != path]
             for old in others[1:]:
                 _remove(old)
+        self.newest = path
         return path
 
     def _sorted(self, *names: str) -> list[Path]:

@@ -77,7 +77,7 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
             f'the warm-up of {recipe.warmup_epochs} epochs does not end within the {training.num_epochs} of this run: '
             f'the learning rate stays below {training.optimizer.defaults["lr"]:.4g} unless you lower --warmup-epochs')
     return Run(lock, training, device, position, checkpoints, summary, bad_samples, metric,
-               Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval))
+               Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval, recipe.stop_timeout))
 
 
 class Run:
@@ -98,6 +98,7 @@ class Run:
         self.folder = checkpoints.folder
         self.go_on = f'continue with --experiment {self.folder.name} --resume auto'
         self.unsaved = ''  # why the last attempt to save came to nothing
+        self._say_what_a_stop_loses()
 
     # ---- in the loop --------------------------------------------------------------------------------------------
 
@@ -116,6 +117,8 @@ class Run:
     def heed(self, update: int | None = None) -> None:
         """Save within the epoch (only after an `update`), or save and stop, when any process wants to."""
         wanted = self.device.agree(self.interruption.wanted(update))
+        if wanted > 1:
+            self.interruption.obeyed.set()  # by all processes, none of which hangs
         if wanted:
             position = self.position
             self._save(self.checkpoints.save_recovery, position.epoch,
@@ -158,11 +161,18 @@ class Run:
 
     def _save(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Save in the primary process; what prevents it is no reason to stop, the next attempt may succeed."""
+        self.interruption.saving()
         state = checkpoint_state(self.training, self.device, self.position, self.summary.rows)
         self.unsaved = self.device.on_primary(partial(_problem_of, function, state, *arguments))
         self.interruption.saved()
+        self._say_what_a_stop_loses()
         if self.unsaved:
             self.progress.say(f'{self.unsaved}. Training goes on, and tries again at the next occasion')
+
+    def _say_what_a_stop_loses(self) -> None:
+        newest = self.checkpoints.newest
+        self.interruption.lost = (f'; what came after {newest.name} is lost, {self.go_on}' if newest else
+                                  '; what came after the newest checkpoint is lost')
 
     # ---- around it ----------------------------------------------------------------------------------------------
 
