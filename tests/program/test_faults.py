@@ -1,5 +1,6 @@
 """What goes wrong in long runs, made to go wrong."""
 
+import builtins
 import contextlib
 import errno
 import math
@@ -114,6 +115,35 @@ with exit_on_user_error():
     assert result.returncode == 2, result
     assert 'could not be written' in result.stderr and 'Earlier checkpoints are intact' in result.stderr
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(('name', 'number'), [
+    ('args.yaml', errno.ENOSPC), ('class_names.txt', errno.EROFS), ('summary.csv', errno.EDQUOT),
+    ('last.pth.tar', errno.ENOSPC), ('last.pth.tar.sha256', errno.EIO), ('checkpoint-1.pth.tar', errno.EACCES),
+    ('model_best.pth.tar.sha256', errno.ENOENT), ('bad_samples.csv', errno.ENOSPC), ('.lock', errno.ENOSPC),
+    ('curves.png', errno.ENOSPC)])
+def test_whatever_cannot_be_written_ends_in_a_line(run, arguments, image_folder, tmp_path, monkeypatch, name, number):
+    data = shutil.copytree(image_folder, tmp_path / 'data')
+    next(data.glob('train/*/*')).write_bytes(b'no image')
+    genuine = builtins.open
+
+    def refusing(path, mode='r', *some, **more):
+        plain = Path(path).name if isinstance(path, str | os.PathLike) else ''
+        if set(mode) & set('wa') and (plain == name or plain.startswith(f'.{name}.')):
+            raise OSError(number, os.strerror(number), str(path))
+        return genuine(path, mode, *some, **more)
+    monkeypatch.setattr(builtins, 'open', refusing)
+
+    def no_link(*_):
+        raise OSError(errno.EPERM, 'there are no links here')
+    monkeypatch.setattr(os, 'link', no_link)  # so that what would be one is opened, too
+    result = run(*arguments, '--data-dir', data, '--experiment', 'a')
+    if name == 'curves.png':
+        assert result.code == 0 and 'warning: ' in result.out and 'curves.png could not be drawn: ' in result.out
+    else:
+        assert result.code == 2 and result.err.count('\n') == 1, result.err
+        assert os.strerror(number) in result.err and str(tmp_path / 'runs/a') in result.err
+        assert 'curves.png' not in result.err
 
 
 def test_a_folder_removed_while_the_run_goes_on_comes_back(run, arguments, tmp_path, monkeypatch):
@@ -413,6 +443,7 @@ def test_a_signal_is_obeyed_while_a_worker_hangs(arguments, tmp_path):
         _, err = process.communicate(timeout=30)
     assert process.returncode == 143 and err.count('\n') == 1, err
     assert 'the run hangs' in err and '--resume auto' in err and '.pth.tar is lost' in err
+    time.sleep(1)  # the kernel ends them in its own time
     states = [path.read_text().rpartition(')')[2].split()[0] for worker in workers
               if (path := Path(f'/proc/{worker}/stat')).exists()]
     assert workers and set(states) <= {'Z'}  # killed, at most not yet reaped

@@ -14,7 +14,7 @@ from timm_rs.data.class_names import write_class_names
 from timm_rs.data.identity import identity_of
 from timm_rs.data.loader import Batches
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, as_user_error, first_line
 from timm_rs.files import atomic_write
 from timm_rs.models.complexity import count_parameters
 from timm_rs.recipe.knobs import Recipe
@@ -61,11 +61,7 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
         folder / 'bad_samples.csv', default_limit(len(train_set)) if recipe.max_bad_samples is None else
         recipe.max_bad_samples, position.update > 0,
         [*getattr(train_set, 'left_out', ()), *getattr(validation_set, 'left_out', ())])
-    if device.is_primary:
-        with atomic_write(folder / 'args.yaml') as file:
-            file.write(to_yaml(recipe))
-        write_class_names(folder, classes)
-        summary.write()
+    device.on_primary(partial(_write_start, folder, recipe, classes, summary))
     device.say(
         f'{recipe.model}: {count_parameters(training.model):.2f} M parameters, '
         f'{training.data_config["input_size"][-1]} px, {training.model.num_classes} classes, {len(train_set)} training '
@@ -78,6 +74,16 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
             f'the learning rate stays below {training.optimizer.defaults["lr"]:.4g} unless you lower --warmup-epochs')
     return Run(lock, training, device, position, checkpoints, summary, bad_samples, metric,
                Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval, recipe.stop_timeout))
+
+
+def _write_start(folder: Path, recipe: Recipe, classes: dict[Any, int], summary: Summary) -> None:
+    try:
+        with atomic_write(folder / 'args.yaml') as file:
+            file.write(to_yaml(recipe))
+        write_class_names(folder, classes)
+    except OSError as error:
+        raise as_user_error(error) or error from error
+    summary.write()
 
 
 class Run:
@@ -203,9 +209,13 @@ class Run:
             self._finish()
 
     def _finish(self) -> None:
-        self.summary.draw(self.folder / 'curves.png', self.training.task.metrics)
         if self.unsaved:
             raise UserError(self.unsaved)
+        picture = self.folder / 'curves.png'
+        try:
+            self.summary.draw(picture, self.training.task.metrics)
+        except Exception as error:  # fonts, caches and disks: whatever it is, the run is complete without
+            print(f'warning: {picture} could not be drawn: {first_line(error)}')
         if self.checkpoints.best:
             epoch, metric = self.checkpoints.best
             if math.isnan(metric):
