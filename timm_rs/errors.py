@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Iterator
 
 # What disks and folders say, and no bug does: full, gone, not ours. Not every system has all of them.
-STORAGE = {getattr(errno, name, None) for name in (
-    'ENAMETOOLONG', 'ENOSPC', 'EDQUOT', 'EROFS', 'EFBIG', 'EIO', 'ESTALE', 'ENOENT', 'ENOTDIR', 'EACCES', 'EPERM')} - {None}
+STORAGE = {getattr(errno, name) for name in (
+    'ENAMETOOLONG', 'ENOSPC', 'EDQUOT', 'EROFS', 'EFBIG', 'EIO', 'ESTALE', 'ENOENT', 'ENOTDIR', 'EACCES', 'EPERM')
+    if hasattr(errno, name)}
 
 
 class UserError(Exception):
