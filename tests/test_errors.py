@@ -1,7 +1,11 @@
+import errno
+import os
+
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from timm_rs.errors import UserError, exit_on_user_error
+from timm_rs.files import atomic_write
 
 
 class Broken(Dataset):
@@ -35,6 +39,20 @@ def test_interrupt_is_130_and_silent(capsys):
     def interrupt():
         raise KeyboardInterrupt
     assert stopped(capsys, interrupt) == (130, '')
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EIO])
+def test_what_a_disk_refuses_is_a_line_that_names_the_file(capsys, tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, 'fsync', refuse)
+
+    def write():
+        with atomic_write(tmp_path / 'rows.csv') as file:
+            file.write('a')
+    code, error = stopped(capsys, write)
+    assert code == 2 and error.count('\n') == 1 and f'{tmp_path / "rows.csv"} cannot be used: ' in error
+    assert os.strerror(number) in error and not list(tmp_path.iterdir())
 
 
 def test_bugs_keep_their_traceback():

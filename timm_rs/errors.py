@@ -7,6 +7,11 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
+# What disks and folders say, and no bug does: full, gone, not ours. Not every system has all of them.
+STORAGE = {getattr(errno, name) for name in (
+    'ENAMETOOLONG', 'ENOSPC', 'EDQUOT', 'EROFS', 'EFBIG', 'EIO', 'ESTALE', 'ENOENT', 'ENOTDIR', 'EACCES', 'EPERM')
+    if hasattr(errno, name)}
+
 
 class UserError(Exception):
     """Something the person at the keyboard can fix: the message names the thing and the remedy.
@@ -20,6 +25,17 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of what `error` says, since a library's message may go on for a page; empty if it says nothing."""
     return (str(error).splitlines() or [''])[0]
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """What a disk or a folder refuses, as a message that names the file; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in STORAGE:
+        return None
+    name = textwrap.shorten(str(error.filename or 'a file'), 500, placeholder=' …')
+    if error.errno == errno.ENAMETOOLONG:
+        name = f'{name[:100]} …'
+    return UserError(f'{name} cannot be used: {error.strerror}; free some space there, see to it that the folder '
+                     'exists and is yours to write, or choose another')
 
 
 @contextlib.contextmanager
@@ -49,16 +65,16 @@ def escape_unknown_letters() -> None:
 def exit_on_user_error() -> Iterator[None]:
     """Exit with its status and one line on stderr for a `UserError`, with 130 for Ctrl-C; bugs keep their traceback.
 
-    A name that is too long for a file is one, too, wherever it is looked for first.
+    What a disk or a folder refuses is one, too, wherever it is met first.
     """
     escape_unknown_letters()
     try:
         try:
             yield
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            raise UserError(f'{error.strerror}: {str(error.filename)[:100]} …') from error
+            if storage := as_user_error(error):
+                raise storage from error
+            raise
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except UserError as error:

@@ -37,8 +37,11 @@ def atomic_write(path: str | os.PathLike[str], mode: str = 'w', **open_kwargs: A
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # which would hide the first
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a full disk does not say which file
         raise
     sync_folder(path.parent)
 
@@ -58,7 +61,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             sync_folder(entry)
         os.replace(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # an error would hide the first
         raise
     sync_folder(path.parent)
 

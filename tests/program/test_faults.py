@@ -1,5 +1,6 @@
 """What goes wrong in long runs, made to go wrong."""
 
+import builtins
 import contextlib
 import errno
 import math
@@ -116,6 +117,35 @@ with exit_on_user_error():
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize(('name', 'number'), [
+    ('args.yaml', errno.ENOSPC), ('class_names.txt', errno.EROFS), ('summary.csv', errno.EDQUOT),
+    ('last.pth.tar', errno.ENOSPC), ('last.pth.tar.sha256', errno.EIO), ('checkpoint-1.pth.tar', errno.EACCES),
+    ('model_best.pth.tar.sha256', errno.ENOENT), ('bad_samples.csv', errno.ENOSPC), ('.lock', errno.ENOSPC),
+    ('curves.png', errno.ENOSPC)])
+def test_whatever_cannot_be_written_ends_in_a_line(run, arguments, image_folder, tmp_path, monkeypatch, name, number):
+    data = shutil.copytree(image_folder, tmp_path / 'data')
+    next(data.glob('train/*/*')).write_bytes(b'no image')
+    genuine = builtins.open
+
+    def refusing(path, mode='r', *some, **more):
+        plain = Path(path).name if isinstance(path, str | os.PathLike) else ''
+        if set(mode) & set('wa') and (plain == name or plain.startswith(f'.{name}.')):
+            raise OSError(number, os.strerror(number), str(path))
+        return genuine(path, mode, *some, **more)
+    monkeypatch.setattr(builtins, 'open', refusing)
+
+    def no_link(*_):
+        raise OSError(errno.EPERM, 'there are no links here')
+    monkeypatch.setattr(os, 'link', no_link)  # so that what would be one is opened, too
+    result = run(*arguments, '--data-dir', data, '--experiment', 'a')
+    if name == 'curves.png':
+        assert result.code == 0 and 'warning: ' in result.out and 'curves.png could not be drawn: ' in result.out
+    else:
+        assert result.code == 2 and result.err.count('\n') == 1, result.err
+        assert os.strerror(number) in result.err and str(tmp_path / 'runs/a') in result.err
+        assert 'curves.png' not in result.err
+
+
 def test_a_folder_removed_while_the_run_goes_on_comes_back(run, arguments, tmp_path, monkeypatch):
     genuine = train.validate
 
@@ -148,7 +178,7 @@ def test_neither_the_best_nor_the_newest_is_ever_removed(tmp_path):
         best = 0 if epoch == 0 else 1
         assert read_checkpoint(tmp_path / 'model_best.pth.tar')['epoch'] == best
         assert read_checkpoint(tmp_path / f'checkpoint-{best}.pth.tar')['epoch'] == best
-        assert len(list(tmp_path.glob('recovery-*.tar'))) == 2
+        assert not list(tmp_path.glob('recovery-*.tar'))  # an epoch that is saved has gone further
 
 
 # ---- loading ----------------------------------------------------------------------------------------------------
@@ -170,7 +200,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, arguments, 
     result = run(*arguments, *AUTO)
     assert result.code == 0, result.err
     assert 'last.pth.tar is damaged: its SHA-256 is not that' in result.out and 'trying the one before' in result.out
-    assert 'resuming from checkpoint' in result.out and 'recovery-1-3' in result.out
+    assert 'resuming from checkpoint' in result.out and 'checkpoint-0.pth.tar' in result.out
     again = load(folder / 'last.pth.tar')
     assert all(torch.equal(whole['state_dict'][name], value) for name, value in again['state_dict'].items())
 
@@ -342,7 +372,7 @@ def test_a_second_signal_ends_the_process_at_once():
     program = '''
 import os, signal, sys, time
 from timm_rs.training.interruption import Interruption
-with Interruption(0, 0) as interruption:
+with Interruption(0, 0, 60) as interruption:
     os.kill(os.getpid(), signal.SIGTERM)
     print(interruption.wanted() - 1, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
@@ -354,11 +384,69 @@ with Interruption(0, 0) as interruption:
 
 def test_what_torchrun_passes_on_is_no_second_signal(monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
-    with Interruption(0, 0) as interruption:
+    with Interruption(0, 0, 60) as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.wanted() == 1 + signal.SIGINT
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+HANGS = {
+    'in Python': 'time.sleep(60)',
+    'in C': 'hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10 ** 9)',  # minutes without a line of Python
+    'in a thread that holds a lock': 'lock = threading.Lock(); lock.acquire(); lock.acquire()',
+}
+
+
+@pytest.mark.parametrize('hang', HANGS)
+def test_a_signal_ends_a_run_that_hangs(hang):
+    program = f'''
+import hashlib, os, signal, threading, time
+from timm_rs.training.interruption import Interruption
+with Interruption(0, 0, 0.5, '; lost'):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    {HANGS[hang]}
+'''
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert result.returncode == 143 and result.stderr.count('\n') == 1, result
+    assert 'SIGTERM came 0.5 s ago' in result.stderr and 'ended without saving; lost' in result.stderr
+
+
+def test_saving_may_take_longer_than_a_hang():
+    program = '''
+import os, signal, time
+from timm_rs.training.interruption import Interruption
+with Interruption(0, 0, 0.2) as interruption:
+    interruption.saving()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    interruption.obeyed.set()
+    interruption.saved()
+    time.sleep(0.5)
+    print('saved')
+'''
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert (result.returncode, result.stdout, result.stderr) == (0, 'saved\n', '')
+
+
+@pytest.mark.slow
+def test_a_signal_is_obeyed_while_a_worker_hangs(arguments, tmp_path):
+    with started(*arguments, '--workers', 1, '--epochs', 100_000, '--experiment', 'a', '--stop-timeout', 1,
+                 folder=tmp_path) as [process]:
+        wait_for(process, 'epoch 1/100000 done')
+        workers = [int(child) for child in
+                   Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()]
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        time.sleep(1)  # what they have made before is soon used up
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 143 and err.count('\n') == 1, err
+    assert 'the run hangs' in err and '--resume auto' in err and '.pth.tar is lost' in err
+    time.sleep(1)  # the kernel ends them in its own time
+    states = [path.read_text().rpartition(')')[2].split()[0] for worker in workers
+              if (path := Path(f'/proc/{worker}/stat')).exists()]
+    assert workers and set(states) <= {'Z'}  # killed, at most not yet reaped
 
 
 @pytest.mark.slow

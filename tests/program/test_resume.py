@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and continued is the run that was not stopped, bit for bit."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import TINY, assert_equal, load_tool
 
 from timm_rs.data import loader as fast_loader
 from timm_rs.programs import train
+from timm_rs.training.checkpoint import Checkpoints
 
 HARD = ['--drop', 0.2, '--drop-path', 0.1, '--mixup', 0.2, '--cutmix', 1.0, '--reprob', 0.5, '--aa', 'rand-m9-n2']
 BASE = [*TINY, '--batch-size', 4, '--model-ema', '--log-interval', 2, '--lr', 0.01, '--checkpoint-interval-minutes', 0]
@@ -111,28 +113,56 @@ def test_training_on_shards_continues_within_them(train_and_stop, image_folder, 
     assert_same_run(tmp_path / 'runs/whole', tmp_path / 'runs/part')
 
 
-def test_checkpoints_within_an_epoch_come_by_number_of_updates_and_change_nothing(run, image_folder, tmp_path):
+def test_checkpoints_within_an_epoch_come_by_number_of_updates_and_change_nothing(
+        run, image_folder, tmp_path, monkeypatch):
     arguments = [*BASE, *HARD, '--data-dir', image_folder]
     assert run(*arguments, '--experiment', 'whole').code == 0
+    saved, save = tmp_path / 'saved', Checkpoints.save_recovery
+
+    def save_and_copy(*some):
+        path = save(*some)
+        shutil.copytree(path.parent, saved / path.name, dirs_exist_ok=True)
+        return path
+    monkeypatch.setattr(Checkpoints, 'save_recovery', save_and_copy)
     result = run(*arguments, '--recovery-interval', 4, '--experiment', 'part')
     assert result.code == 0, result.err
     folder = tmp_path / 'runs/part'
     assert_same_run(tmp_path / 'runs/whole', folder)
-    assert {path.name for path in folder.glob('recovery-*.tar')} == {'recovery-1-2.pth.tar', 'recovery-1-6.pth.tar'}
-    for path in folder.glob('*.tar'):  # back to a place within the second epoch
-        if path.name != 'recovery-1-2.pth.tar':
-            path.unlink()
+    assert not list(folder.glob('recovery-*'))  # an epoch that is saved is further
+    assert {path.name for path in saved.iterdir()} == {
+        'recovery-0-4.pth.tar', 'recovery-1-2.pth.tar', 'recovery-1-6.pth.tar'}
+    shutil.rmtree(folder)
+    shutil.copytree(saved / 'recovery-1-2.pth.tar', folder)  # back to a place within the second epoch
     result = run(*arguments, '--experiment', 'part', '--resume', 'auto')
     assert result.code == 0 and 'recovery-1-2.pth.tar (resnetrs, epoch 2)' in result.out
     whole, part = (content(tmp_path / f'runs/{name}/last.pth.tar') for name in ('whole', 'part'))
     assert_equal(whole['state_dict'], part['state_dict'])
 
 
-def test_checkpoints_within_an_epoch_come_by_time(run, image_folder, tmp_path):
+def test_checkpoints_within_an_epoch_come_by_time(run, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoints, 'save', lambda *_: None)  # which removes them
     result = run(*TINY, '--data-dir', image_folder, '--checkpoint-interval-minutes', 1e-9, '--experiment', 'a')
     assert result.code == 0, result.err
     assert {path.name for path in (tmp_path / 'runs/a').glob('recovery-*.tar')} == {
         'recovery-1-2.pth.tar', 'recovery-1-3.pth.tar'}  # the newest two
+
+
+@pytest.mark.parametrize('option', ['checkpoint', 'start'])
+def test_a_run_does_not_go_back_over_what_came_after(run, image_folder, tmp_path, option):
+    arguments, folder = [*TINY, '--data-dir', image_folder, '--experiment', 'a'], tmp_path / 'runs/a'
+    assert run(*arguments).code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result = run(*arguments, '--resume', *(
+        [folder / 'checkpoint-0.pth.tar'] if option == 'checkpoint' else ['auto', '--start-epoch', 1]))
+    assert result.code == 2 and 'last.pth.tar is further' in result.err and '--resume auto' in result.err
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / 'other').mkdir()
+    for name in ('last', 'checkpoint-1'):
+        (folder / f'{name}.pth.tar').rename(tmp_path / f'other/{name}.pth.tar')
+    result = run(*arguments, '--resume', folder / 'checkpoint-0.pth.tar')
+    assert result.code == 0, result.err
+    assert_equal(content(folder / 'last.pth.tar')['state_dict'],
+                 content(tmp_path / 'other/last.pth.tar')['state_dict'])
 
 
 @pytest.mark.parametrize(('change', 'said'), [

@@ -1,8 +1,11 @@
 """Publishing to and fetching from a Hub that answers over HTTP on this machine (hub_server.py)."""
+import concurrent.futures
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from hub_server import READ, WRITE
 
 from timm_rs.errors import UserError
 from timm_rs.publish import network
+from timm_rs.publish import pull as fetching
 from timm_rs.publish.folder import write_folder
 from timm_rs.publish.pull import pull
 from timm_rs.publish.push import Pushed, push
@@ -474,3 +478,21 @@ def test_pull_into_something_changes_nothing(hub, published, tmp_path):
     assert 'give a new one' in error_of(pull, NAME, tmp_path / 'got')
     assert content(tmp_path / 'got') == {'mine.txt': b'mine'}
     assert hub.requests == []
+
+
+# ---- two at once ------------------------------------------------------------------------------------------------
+
+def test_two_pulls_at_once_into_two_folders_both_succeed(published, tmp_path, monkeypatch, capsys):
+    genuine, both = fetching._continue, threading.Barrier(2)
+
+    def slowly(*arguments):
+        with contextlib.suppress(threading.BrokenBarrierError):  # as far as they get together
+            both.wait(0.3)
+        genuine(*arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)
+    monkeypatch.setattr(fetching, '_continue', slowly)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: pull(NAME, tmp_path / name), 'ab'))
+    assert content(tmp_path / 'a') == content(tmp_path / 'b') == published.files
+    assert capsys.readouterr().err.count(f'another process fetches {NAME}: waiting for it') == 1

@@ -1,5 +1,7 @@
 import errno
+import os
 import random
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -53,6 +55,100 @@ def test_ranking_continues_after_a_restart(tmp_path):
     second.save({'state_dict': {}}, 2, 7.0)
     assert best_epoch(tmp_path) == 1
     assert names(tmp_path) == ['checkpoint-1', 'checkpoint-2', 'last', 'model_best']
+
+
+TIMES = {  # of files, in the order in which they were written
+    'as written': lambda index: index,
+    'all the same, as after a copy': lambda index: 0,
+    'a clock that was set back': lambda index: -index,
+    'a file server ahead': lambda index: 10 ** 9 + index * (-1) ** index,
+}
+
+
+def state(epoch, images, **more):
+    return {'state_dict': {}, 'place': dict(epoch=epoch, images=images)} | more
+
+
+def set_times(paths, times):
+    for index, path in enumerate(paths):
+        os.utime(path, (10 ** 9 + TIMES[times](index),) * 2)
+
+
+@pytest.mark.parametrize('times', TIMES)
+def test_the_newest_is_what_got_furthest_whatever_the_times(tmp_path, times):
+    checkpoints, written = Checkpoints(tmp_path, keep=3, lower_is_better=False), []
+    written.append(checkpoints.save_recovery(state(0, 8), 0, 2))
+    old = written[0].read_bytes()
+    for epoch in (0, 1, 10):
+        checkpoints.save(state(epoch + 1, 0), epoch, 1.0)
+        written.append(tmp_path / f'checkpoint-{epoch}.pth.tar')
+    written[0].write_bytes(old)  # left by an earlier version
+    last = tmp_path / 'last.pth.tar'
+    last.write_bytes(last.read_bytes())  # a file of its own, as copies are
+    set_times([*written, last], times)
+    assert checkpoints.newest_first() == [last, *written[::-1]]
+    for update in (9, 10, 11):
+        path = checkpoints.save_recovery(state(11, 4 * update), 11, update)
+        written.append(path)
+        set_times([*(found for found in written if found.exists()), last], times)
+        assert path.exists() and checkpoints.newest_first()[0] == path
+    assert {path.name for path in tmp_path.glob('recovery-*.tar')} == {
+        'recovery-11-10.pth.tar', 'recovery-11-11.pth.tar'}
+    checkpoints.save(state(12, 0), 11, 0.0)
+    assert checkpoints.newest_first()[0] == last and not list(tmp_path.glob('recovery-*'))
+
+
+def test_a_recovery_is_not_removed_for_others_that_are_further(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, lower_is_better=False)
+    for update in (7, 8, 2, 3):  # an epoch that began anew
+        path = checkpoints.save_recovery(state(0, update), 0, update)
+        assert path.exists()
+    assert {path.name for path in tmp_path.glob('recovery-*.tar')} == {
+        'recovery-0-8.pth.tar', 'recovery-0-3.pth.tar'}
+
+
+@pytest.mark.parametrize('name', ['last', 'checkpoint-2', 'recovery-3-1'])
+def test_a_damaged_file_keeps_the_place_of_its_name(tmp_path, name):
+    checkpoints = Checkpoints(tmp_path, keep=3, lower_is_better=False)
+    for epoch in range(3):
+        checkpoints.save(state(epoch + 1, 0), epoch, 1.0)
+    checkpoints.save_recovery(state(3, 4), 3, 1)
+    before = checkpoints.newest_first()
+    damaged = tmp_path / f'{name}.pth.tar'
+    damaged.unlink()  # others may share its bytes
+    damaged.write_bytes(b'damaged')
+    after = checkpoints.newest_first()
+    assert set(after) == set(before) and (after == before or name == 'last' and after[0] == damaged)
+
+
+def test_what_a_kill_left_is_removed_at_the_next_start(tmp_path, monkeypatch):
+    first = Checkpoints(tmp_path, keep=1, lower_is_better=False)
+    first.save(state(1, 0), 0, 1.0)
+    first.save_recovery(state(1, 4), 1, 1)
+    mine = tmp_path / 'checkpoint-0-mine.pth.tar'
+    mine.write_bytes(b'')
+    monkeypatch.setattr(checkpoint, '_remove', lambda path: None)  # killed before anything is removed
+    first.save(state(2, 0), 1, 2.0)
+    monkeypatch.undo()
+    assert (tmp_path / 'checkpoint-0.pth.tar').exists() and (tmp_path / 'recovery-1-1.pth.tar').exists()
+    second, last = Checkpoints(tmp_path, keep=1, lower_is_better=False), tmp_path / 'last.pth.tar'
+    second.restore(last, read_checkpoint(last))
+    mine.unlink()
+    assert names(tmp_path) == ['checkpoint-1', 'last', 'model_best'] and second.best == (1, 2.0)
+
+
+@pytest.mark.parametrize('kept', [['model_best', 'last'], ['model_best', 'last', 'checkpoint-1']])
+def test_the_best_stays_the_best_where_only_its_own_name_was_copied(tmp_path, kept):
+    first = Checkpoints(tmp_path / 'a', keep=2, lower_is_better=False)
+    for epoch, metric in enumerate([9.0, 5.0]):
+        first.save(state(epoch + 1, 0), epoch, metric)
+    (tmp_path / 'b').mkdir()
+    for name in kept:
+        shutil.copyfile(tmp_path / f'a/{name}.pth.tar', tmp_path / f'b/{name}.pth.tar')
+    second, last = Checkpoints(tmp_path / 'b', keep=2, lower_is_better=False), tmp_path / 'b/last.pth.tar'
+    second.restore(last, read_checkpoint(last))
+    second.save(state(3, 0), 2, 7.0)
+    assert second.best == (0, 9.0) and best_epoch(tmp_path / 'b') == 0
 
 
 def test_a_full_disk_leaves_the_old_checkpoints_and_says_so(tmp_path, monkeypatch):

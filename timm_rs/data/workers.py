@@ -20,6 +20,7 @@ def end_with(parent: int, worker: int) -> None:
     torch's workers wait for ever for a killed one to take what they have made. Signals to a whole group of processes
     are for `parent`, which may need more data before it stops; only its own end this process.
     """
+    signal.set_wakeup_fd(-1)  # the parent's, which would take our signals for its own
     can_tell = hasattr(signal, 'sigtimedwait')  # who sent a signal; macOS does not
     if can_tell:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -76,16 +77,33 @@ def _download(api: Any, repo_id: str, revision: str, head: str, files: list[File
             raise UserError(f"{repo_id}: the Hub gives no digest of {file.path} that could be checked")
     repository = cache_folder() / f'models--{repo_id.replace("/", "--")}'
     (repository / 'blobs').mkdir(parents=True, exist_ok=True)
-    for file in files:
-        _fetch(api, repo_id, head, file, repository / 'blobs' / file.digest)
-    snapshot = Path(patiently(lambda: snapshot_download(  # which only makes names for what has been fetched
-        repo_id, revision=head, cache_dir=cache_folder(), endpoint=api.endpoint, token=api.token or False)))
-    if revision != head:
-        reference = repository / 'refs' / revision
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(reference) as written:
-            written.write(head)
+    with _alone(repository, repo_id):
+        for file in files:
+            _fetch(api, repo_id, head, file, repository / 'blobs' / file.digest)
+        snapshot = Path(patiently(lambda: snapshot_download(  # which only makes names for what has been fetched
+            repo_id, revision=head, cache_dir=cache_folder(), endpoint=api.endpoint, token=api.token or False)))
+        if revision != head:
+            reference = repository / 'refs' / revision
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(reference) as written:
+                written.write(head)
     return snapshot
+
+
+@contextlib.contextmanager
+def _alone(repository: Path, repo_id: str) -> Iterator[None]:
+    """Hold a repository's place in the cache; waits for another process that fetches it, and says so."""
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
+    lock = repository.parent / '.locks' / repository.name / 'pull.lock'  # the Hub's locks are there, too
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(WeakFileLock(lock, timeout=0.1))
+        except Timeout:
+            print(f'another process fetches {repo_id}: waiting for it', file=sys.stderr)
+            held.enter_context(WeakFileLock(lock))
+        yield
 
 
 def _fetch(api: Any, repo_id: str, head: str, file: File, blob: Path) -> None:

@@ -231,6 +231,9 @@ class Recipe:
         32, 'JPEGs in more scans than this are bad; each costs as much as an image', low=1, block=True)
     checkpoint_interval_minutes: float = knob(
         10.0, 'minutes between checkpoints within an epoch; 0 for none by time', low=0, block=True, free=True)
+    stop_timeout: float = knob(
+        60.0, 'seconds after a signal until a run that hangs, and so cannot save itself, is ended', low=1, block=True,
+        free=True)
     max_nonfinite_steps: int = knob(
         10, 'stop after so many updates in a row that are left out for a loss or gradient that is not finite', low=0,
         block=True, free=True)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,14 @@ LAST, BEST = 'last' + SUFFIX, 'model_best' + SUFFIX
 class Checkpoints:
     """The checkpoints of a run: `last`, `model_best`, the `keep` best `checkpoint-N`, `recovery-E-U` within epochs.
 
-    Names are timm's. Beside each lies its SHA-256, as sha256sum writes it. The best and the newest are never removed.
+    Names are timm's. Beside each lies its SHA-256, as sha256sum writes it. The best and the newest are never removed;
+    what is newest is what got furthest, by what the files say of themselves: a copy changes the times of files.
     """
 
     def __init__(self, folder: Path, keep: int, lower_is_better: bool):
         self.folder, self.keep = folder, keep
         self.sign = -1 if lower_is_better else 1
+        self.newest: Path | None = None  # that this process has written or continues
         self.history: list[tuple[int, float]] = []  # (epoch, metric) of the checkpoints kept, best first
 
     @property
@@ -36,13 +39,24 @@ class Checkpoints:
         return self.history[0] if self.history else None
 
     def newest_first(self) -> list[Path]:
-        """All checkpoints of the run that it can go on from."""
-        found = {path: path.stat().st_mtime_ns for name in (LAST, f'checkpoint-*{SUFFIX}', f'recovery-*{SUFFIX}')
-                 for path in self.folder.glob(name)}
-        return sorted(found, key=lambda path: (-found[path], path.name != LAST))
+        """All checkpoints of the run that it can go on from, whole or not: the one that got furthest comes first."""
+        return self._sorted(LAST, f'checkpoint-*{SUFFIX}', f'recovery-*{SUFFIX}')
+
+    def refuse_to_go_back(self, place: tuple[float, float]) -> None:
+        """Raise UserError when the folder has a whole checkpoint that is further than `place` (epoch, images)."""
+        for path in self.newest_first():
+            if place_of(path) <= place:
+                return
+            if _is_whole(path):  # nothing is lost with a damaged one
+                raise UserError(
+                    f'{path} is further than where this run would go on, which would write over what came after: go on '
+                    'with --resume auto, choose another --experiment, or move the newer checkpoints out of the folder')
 
     def restore(self, path: Path, content: dict[str, Any]) -> None:
-        """Continue the ranking of the run that wrote `content` to `path`, and finish what a kill cut short."""
+        """Continue the ranking of the run that wrote `content` to `path`, and finish what a kill cut short.
+
+        That includes removing checkpoints that are not in the ranking any more, and recoveries from before an epoch's.
+        """
         history = [(int(epoch), float(metric)) for epoch, metric in content.get('history', [])]
         epochs = [epoch for epoch, _ in history]
         with self._errors(path):
@@ -50,14 +64,21 @@ class Checkpoints:
                 _write_digest(path)
             if path.name == LAST and content['epoch'] in epochs:
                 self._link(path, content['epoch'], is_best=_is_best(history, content['epoch']))
-        self.history = [entry for entry in history if self._path(entry[0]).exists()]
+            if 'history' in content:  # which checkpoints of others have not
+                for old in self.folder.glob(f'checkpoint-*{SUFFIX}'):
+                    number = old.name.removeprefix('checkpoint-').removesuffix(SUFFIX)
+                    if number.isdecimal() and int(number) <= content['epoch'] and int(number) not in epochs:
+                        _remove(old)
+            if path.name == LAST:
+                self._remove_recoveries(place_of(path))
+        self.history, self.newest = self._there(history), path
 
     def save(self, state: dict[str, Any], epoch: int, metric: float) -> None:
         """Write `state` (plain tensors, numbers, text, lists and dicts) as the checkpoint of `epoch`.
 
         Raises UserError when it cannot be written; earlier checkpoints stay as they were.
         """
-        known = [entry for entry in self.history if entry[0] != epoch and self._path(entry[0]).exists()]
+        known = [entry for entry in self._there(self.history) if entry[0] != epoch]
         ranking = sorted([*known, (epoch, metric)], key=self._rank)
         kept, dropped = ranking[:self.keep], ranking[self.keep:]
         last = self.folder / LAST
@@ -67,17 +88,33 @@ class Checkpoints:
                 self._link(last, epoch, is_best=_is_best(kept, epoch))
             for old, _ in dropped:
                 _remove(self._path(old))
-        self.history = kept
+            self._remove_recoveries(place_of(last))
+        self.history, self.newest = kept, last
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> Path:
         """Write `state` as it is within an epoch, `update` counting from its start; the one before is kept as well."""
         path = self.folder / f'recovery-{epoch}-{update}{SUFFIX}'
         with self._errors(path):
             self._write(path, state | dict(epoch=epoch, history=[list(entry) for entry in self.history]))
-            recoveries = [found for found in self.newest_first() if found.name.startswith('recovery-')]
-            for old in recoveries[2:]:
+            others = [other for other in self._sorted(f'recovery-*{SUFFIX}') if other != path]
+            for old in others[1:]:
                 _remove(old)
+        self.newest = path
         return path
+
+    def _sorted(self, *names: str) -> list[Path]:
+        found = {path: place_of(path) for name in names for path in self.folder.glob(name)}
+        return sorted(found, key=lambda path: (found[path], path.name == LAST, path.name), reverse=True)
+
+    def _there(self, history: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Those of `history` that have a file. The best may have lost its number in copying, not its own name."""
+        return [entry for entry in history if self._path(entry[0]).exists()
+                or entry == history[0] and (self.folder / BEST).exists()]
+
+    def _remove_recoveries(self, place: tuple[float, float]) -> None:
+        for path in self.folder.glob(f'recovery-*{SUFFIX}'):
+            if place_of(path) <= place:
+                _remove(path)
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed, and that is no reason to lose more
@@ -130,6 +167,32 @@ def _write_digest(path: Path) -> None:
 def _remove(path: Path) -> None:
     _digest_path(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def place_of(path: Path) -> tuple[float, float]:
+    """How far the run had got that wrote a checkpoint: epochs that are complete, and images of the next.
+
+    That is what the file says. Where it cannot be read, or says nothing, its name does; `last` would be the furthest.
+    """
+    content: Any = None
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)  # no tensor is read
+        return float(content['place']['epoch']), float(content['place']['images'])
+    except Exception:  # torch raises a dozen kinds for damaged files, and what is in others may be of any type
+        epoch, update = (int(number) for number in (*re.findall(r'-(\d+)', path.name), -1, -1)[:2])
+        if path.name.startswith('recovery-'):
+            return epoch, update
+        if isinstance(content, dict) and isinstance(content.get('epoch'), int):
+            return content['epoch'] + 1, 0
+        return (math.inf if path.name == LAST else epoch + 1), 0
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return isinstance(load_plain(path), dict)
+    except UserError:
+        return False
 
 
 def check_digest(path: Path) -> None:

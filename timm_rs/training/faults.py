@@ -3,7 +3,7 @@
 import torch
 
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError, first_line
+from timm_rs.errors import UserError, as_user_error, first_line
 from timm_rs.training.state import StepSettings
 
 _MEMORY = ("can't allocate memory", 'not enough memory', 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED',
@@ -21,6 +21,8 @@ def explain(error: BaseException, settings: StepSettings, device: Device, go_on:
     if isinstance(error, UserError):
         return None
     text = str(error)
+    if storage := as_user_error(error):
+        return UserError(f'{storage}; {go_on}')
     if is_out_of_memory(error):
         smaller, steps = max(settings.batch_size // 2, 1), 2 * settings.grad_accum_steps
         return UserError(f'out of memory with batches of {settings.batch_size} images: try --batch-size {smaller} '

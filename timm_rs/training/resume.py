@@ -79,7 +79,8 @@ def resume(
 
     With `auto` that is the newest checkpoint of the run that is whole, or the beginning. A checkpoint of another
     number of processes, or of another batch size, keeps its place in the data. Raises UserError when nothing fits,
-    and when the recipe is not that of the checkpoint, unless `allow_recipe_change`.
+    when the folder has a checkpoint that is further, and when the recipe is not that of the checkpoint, unless
+    `allow_recipe_change`.
     """
     path, content = _choose(recipe.resume, checkpoints, device)
     if path is None:
@@ -129,6 +130,8 @@ def _resume_from(
     if before != now or recipe.start_epoch is not None:
         position.update = round((position.epoch + position.images / num_images) * training.updates_per_epoch)
     _set_schedule(training, position, content)
+    if recipe.resume != 'auto' or recipe.start_epoch is not None:
+        device.on_primary(lambda: checkpoints.refuse_to_go_back((position.epoch, position.images)))
     if path.parent.resolve() == checkpoints.folder.resolve():
         device.on_primary(lambda: checkpoints.restore(path, content))
     if device.is_primary:

@@ -16,7 +16,7 @@ from timm_rs.data.loader import Batches
 from timm_rs.data.mixture import Mixture
 from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, as_user_error, first_line
 from timm_rs.files import atomic_write
 from timm_rs.models.complexity import count_parameters
 from timm_rs.recipe.knobs import Recipe
@@ -64,11 +64,7 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
         folder / 'bad_samples.csv', default_limit(len(train_set)) if recipe.max_bad_samples is None else
         recipe.max_bad_samples, position.update > 0,
         [*getattr(train_set, 'left_out', ()), *getattr(validation_set, 'left_out', ())])
-    if device.is_primary:
-        with atomic_write(folder / 'args.yaml') as file:
-            file.write(to_yaml(recipe))
-        write_class_names(folder, classes)
-        summary.write()
+    device.on_primary(partial(_write_start, folder, recipe, classes, summary))
     device.say(
         f'{recipe.model}: {count_parameters(training.model):.2f} M parameters, '
         f'{training.data_config["input_size"][-1]} px, {training.model.num_classes} classes, {len(train_set)} training '
@@ -82,7 +78,17 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
             f'the warm-up of {recipe.warmup_epochs} epochs does not end within the {training.num_epochs} of this run: '
             f'the learning rate stays below {training.optimizer.defaults["lr"]:.4g} unless you lower --warmup-epochs')
     return Run(lock, training, device, position, checkpoints, summary, bad_samples, metric,
-               Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval))
+               Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval, recipe.stop_timeout))
+
+
+def _write_start(folder: Path, recipe: Recipe, classes: dict[Any, int], summary: Summary) -> None:
+    try:
+        with atomic_write(folder / 'args.yaml') as file:
+            file.write(to_yaml(recipe))
+        write_class_names(folder, classes)
+    except OSError as error:
+        raise as_user_error(error) or error from error
+    summary.write()
 
 
 class Run:
@@ -103,6 +109,7 @@ class Run:
         self.folder = checkpoints.folder
         self.go_on = f'continue with --experiment {self.folder.name} --resume auto'
         self.unsaved = ''  # why the last attempt to save came to nothing
+        self._say_what_a_stop_loses()
 
     # ---- in the loop --------------------------------------------------------------------------------------------
 
@@ -121,6 +128,8 @@ class Run:
     def heed(self, update: int | None = None) -> None:
         """Save within the epoch (only after an `update`), or save and stop, when any process wants to."""
         wanted = self.device.agree(self.interruption.wanted(update))
+        if wanted > 1:
+            self.interruption.obeyed.set()  # by all processes, none of which hangs
         if wanted:
             position = self.position
             self._save(self.checkpoints.save_recovery, position.epoch,
@@ -163,11 +172,18 @@ class Run:
 
     def _save(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Save in the primary process; what prevents it is no reason to stop, the next attempt may succeed."""
+        self.interruption.saving()
         state = checkpoint_state(self.training, self.device, self.position, self.summary.rows)
         self.unsaved = self.device.on_primary(partial(_problem_of, function, state, *arguments))
         self.interruption.saved()
+        self._say_what_a_stop_loses()
         if self.unsaved:
             self.progress.say(f'{self.unsaved}. Training goes on, and tries again at the next occasion')
+
+    def _say_what_a_stop_loses(self) -> None:
+        newest = self.checkpoints.newest
+        self.interruption.lost = (f'; what came after {newest.name} is lost, {self.go_on}' if newest else
+                                  '; what came after the newest checkpoint is lost')
 
     # ---- around it ----------------------------------------------------------------------------------------------
 
@@ -198,9 +214,13 @@ class Run:
             self._finish()
 
     def _finish(self) -> None:
-        self.summary.draw(self.folder / 'curves.png', self.training.task.metrics)
         if self.unsaved:
             raise UserError(self.unsaved)
+        picture = self.folder / 'curves.png'
+        try:
+            self.summary.draw(picture, self.training.task.metrics)
+        except Exception as error:  # fonts, caches and disks: whatever it is, the run is complete without
+            print(f'warning: {picture} could not be drawn: {first_line(error)}')
         if self.checkpoints.best:
             epoch, metric = self.checkpoints.best
             if math.isnan(metric):

@@ -168,7 +168,7 @@ def open_folder(recipe: Recipe, size: int, lock: FolderLock) -> Path:
         if not recipe.resume and any(folder.glob('*.pth.tar')):
             raise UserError(
                 f'{folder} already holds a run; continue it with --resume auto, or choose another --experiment')
-        for half in folder.glob('.*.tmp'):  # of a run that was killed while it saved
+        for half in folder.glob('.*.[0-9]*.tmp'):  # of a run that was killed while it saved
             half.unlink()
     except OSError as error:
         raise UserError(f'output folder {folder} cannot be written: {error.strerror}; change --output') from None
