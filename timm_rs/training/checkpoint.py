@@ -13,6 +13,7 @@ import torch
 from timm.models import clean_state_dict
 from torch import nn
 
+from timm_rs.containers.weights import load_weights_file
 from timm_rs.errors import UserError, first_line
 from timm_rs.files import atomic_link, atomic_write, sha256_of
 
@@ -143,18 +144,15 @@ def check_digest(path: Path) -> None:
 
 
 def load_plain(path: Path) -> Any:
-    """What a file holds, on the CPU: tensors and plain values only (`weights_only=True`), so that it can run no code.
+    """What a file holds, on the CPU, as `load_weights_file` reads it: it can run no code.
 
-    `argparse.Namespace`, in which timm and torchvision keep their arguments, is plain, too: a name for a dict.
-    Raises UserError for a file that is damaged or something else.
+    Raises UserError for a file that is damaged, refused or something else.
     """
     check_digest(path)
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            return {'state_dict': load_file(path)}
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        return load_weights_file(path)
+    except UserError:
+        raise
     except Exception as error:  # torch and safetensors raise a dozen kinds for damaged files
         reason = first_line(error)
         if path.suffix != '.safetensors' and not zipfile.is_zipfile(path):

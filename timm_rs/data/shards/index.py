@@ -6,7 +6,6 @@ import json
 import os
 import re
 import tarfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from timm_rs.containers.archives import load_arrays
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write
 from timm_rs.progress import track
@@ -76,9 +76,9 @@ def cached_index(root: Path, path: Path, shards: Sequence[str], image_keys: Sequ
 def load_index(path: Path) -> Index | None:
     """What was saved there; None where it is missing or damaged, since it can be made again."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            index = Index(**{name: arrays[name] for name in Index._fields})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = load_arrays(path)
+        index = Index(**{name: arrays[name] for name in Index._fields})
+    except (UserError, KeyError):
         return None
     return index if index.is_consistent else None
 
