@@ -46,6 +46,21 @@ def test_a_room_imports_only_rooms_below(path):
             assert ROWS[other] < ROWS[room], f'{name} (row {ROWS[room]}) imports {other} (row {ROWS[other]})'
 
 
+# What opens a container. Whoever finds images in tars reads headers, one by one, and takes nothing out of them.
+LOADERS = re.compile(
+    r'\b((torch|np|numpy|onnx|pickle|cPickle|joblib|marshal)\.loads?|torch\.(jit|export)\.load|load_file|'
+    r'torch\.hub\.\w+|onnx\.load_\w+|safe_open|read_model|zipfile\.ZipFile|tarfile\.(open|TarFile\.open)|'
+    r'extractall|unpack_archive|h5py\.File)\b')
+HEADERS = ('data/listing.py', 'data/bad_samples.py', 'data/shards/index.py')
+
+
+def test_containers_are_opened_in_their_room_only():
+    for path in MODULES:
+        for found in LOADERS.findall(path.read_text()):
+            name = path.relative_to(ROOT / 'timm_rs').as_posix()
+            assert room_of(path) == 'containers' or (found[0] == 'tarfile.open' and name in HEADERS), (name, found[0])
+
+
 def test_no_file_is_longer_than_350_lines():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
     assert {name: length for name, length in lengths.items() if length > 350} == {}

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from timm_rs.containers.archives import load_array
 from timm_rs.data.class_names import in_order
 from timm_rs.data.listing import some
 from timm_rs.data.mixture import Mixture
 from timm_rs.data.pool import open_pool, pool_fingerprint
 from timm_rs.data.samples import Samples
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, first_line
 from timm_rs.files import atomic_write, read_json, sha256_of
 
 MANIFEST = 'manifest.json'  # what was labelled, and by whom
@@ -101,9 +102,9 @@ def _in_classes(ids: Any, manifest: dict[str, Any], classes: dict[Any, int], num
 def _read_array(folder: Path, name: str, selection: dict[str, Any]) -> Any:
     path = array_path(folder, name)
     try:
-        array = np.load(path, mmap_mode='r', allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f'{path} is missing or damaged ({error}); select again') from None
+        array = load_array(path)
+    except Exception as error:  # NumPy raises a dozen kinds for damaged headers
+        raise UserError(f'{path} is missing or damaged ({first_line(error)}); select again') from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in 'iuf':
         raise UserError(f'{path} is not an array of numbers; select again')
     if selection.get(name) != sha256_of(path):

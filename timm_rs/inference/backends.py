@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from timm_rs.containers.programs import load_onnx
 from timm_rs.errors import UserError, first_line
 from timm_rs.inference.fold import fold_batch_norm
 
@@ -156,7 +157,6 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
 def quantize_onnx(model: Any, calibration: torch.Tensor) -> Any:
     """An onnx.ModelProto with convolutions in int8, by the ranges seen on `calibration`, per channel."""
     need('onnxruntime')
-    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -171,7 +171,7 @@ def quantize_onnx(model: Any, calibration: torch.Tensor) -> Any:
         quantize_static(model, quantized, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                         reduce_range=True)  # else processors without VNNI overflow
-        return onnx.load(quantized)
+        return load_onnx(quantized)
 
 
 def run_onnx(model: Any) -> Runner:

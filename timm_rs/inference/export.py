@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import timm_rs
-from timm_rs.errors import UserError, first_line
+from timm_rs.containers.programs import load_onnx, load_openvino, load_program
+from timm_rs.errors import UserError, blaming, first_line
 from timm_rs.files import sync_folder
 from timm_rs.inference.backends import (
     IMAGES,
@@ -32,7 +33,8 @@ from timm_rs.inference.backends import (
 )
 from timm_rs.inference.fold import fold_batch_norm
 from timm_rs.inference.source import Source
-from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.knobs import FIELDS, Recipe
+from timm_rs.recipe.reading import check_value
 
 SUFFIXES = {'torch_export': '.pt2', 'onnx': '.onnx', 'openvino': '.xml'}
 PRECISIONS = ('fp32', 'bf16', 'int8')
@@ -182,12 +184,19 @@ def open_export(path: Path) -> Exported:
 
 
 def as_source(path: Path, exported: Exported) -> Source:
-    """An exported file as a model for use; `model` is its function."""
+    """An exported file as a model for use; `model` is its function. Raises UserError for values that it cannot have."""
     metadata = exported.metadata
-    config = metadata['data_config']
-    recipe = Recipe(model=metadata['model'], preprocessing=metadata['preprocessing'],
-                    input_img_mode=metadata['input_img_mode'], in_chans=config['input_size'][0], device='cpu')
-    return Source(f'{metadata["model"]} ({path.name})', exported.run, recipe, config, metadata['class_names'])
+    with blaming(f'{path} was not made by tools/export.py'):
+        config = metadata['data_config']
+        values = dict(preprocessing=metadata['preprocessing'], input_img_mode=metadata['input_img_mode'],
+                      in_chans=config['input_size'][0])
+        for name, value in (values | config).items():
+            if name in FIELDS:
+                check_value(name, value, str(path))
+        if (names := metadata['class_names']) and not all(isinstance(name, str) for name in names):
+            raise UserError(f'{path} has class names that are no text')
+    recipe = Recipe(model=str(metadata['model']), device='cpu', **values)
+    return Source(f'{metadata["model"]} ({path.name})', exported.run, recipe, config, names)
 
 
 # ---- the formats ------------------------------------------------------------------------------------------------
@@ -197,10 +206,9 @@ def _write_program(program: Any, path: Path, metadata: dict[str, Any], calibrati
 
 
 def _open_program(path: Path) -> tuple[str, Callable[[dict[str, Any]], Runner]]:
-    extra = {KEY: ''}
     with hushed():  # torch warns of how it reads its own file
-        program = torch.export.load(path, extra_files=extra)
-    return extra[KEY], lambda metadata: run_torch(program.module())
+        program, texts = load_program(path)
+    return texts[KEY], lambda metadata: run_torch(program.module())
 
 
 def _write_onnx(program: Any, path: Path, metadata: dict[str, Any], calibration: torch.Tensor | None) -> None:
@@ -215,8 +223,7 @@ def _write_onnx(program: Any, path: Path, metadata: dict[str, Any], calibration:
 
 def _open_onnx(path: Path) -> tuple[str, Callable[[dict[str, Any]], Runner]]:
     need('onnx')
-    import onnx
-    model = onnx.load(path)
+    model = load_onnx(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     return properties[KEY], lambda metadata: run_onnx(model)
 
@@ -235,8 +242,7 @@ def _write_openvino(program: Any, path: Path, metadata: dict[str, Any], calibrat
 
 def _open_openvino(path: Path) -> tuple[str, Callable[[dict[str, Any]], Runner]]:
     need('openvino')
-    import openvino
-    graph = openvino.Core().read_model(path)
+    graph = load_openvino(path)
     return graph.get_rt_info([KEY]).value, lambda metadata: run_openvino(
         graph, 'bf16' if metadata['precision'] == 'bf16' else 'f32')
 

@@ -1,5 +1,6 @@
 """A pool labelled by a teacher, killed and started again and by several processes at once as if by one in one go."""
 
+import contextlib
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from timm_rs.labelling.teacher import Teacher
 from timm_rs.labelling.units import Unit, Units, open_units
 from timm_rs.progress import track
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.training.lock import FolderBusy
 
 LEAK_COLUMNS = ('name', 'is_again', 'kind', 'distance')
 
@@ -70,7 +72,12 @@ def label_pool(teacher: Teacher, samples: Samples, folder: Path, manifest: dict[
         for _ in track(_label(teacher, samples, units, references), 'labelling', batches, images=teacher.batch_size):
             pass
         units.clean()
-        return write_lists(units, samples, folder)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FolderBusy):  # who writes the same lists
+                units.lock('lists', stack)
+                for half in folder.glob('.*.csv.*.tmp'):  # of a process that was killed
+                    half.unlink(missing_ok=True)
+            return write_lists(units, samples, folder)
     except OSError as error:
         raise UserError(f'{folder} cannot be written: {error.strerror or error}; what is labelled is kept, start '
                         'again to go on') from error

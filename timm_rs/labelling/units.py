@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from timm_rs.containers.archives import load_arrays
 from timm_rs.data.pseudo_labels import MANIFEST
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write, make_folder
@@ -61,9 +61,11 @@ class Units:
     def read(self, number: int) -> Unit | None:
         """The unit; None where it is missing or damaged, since it can be made again."""
         try:
-            with np.load(self.path(number), allow_pickle=False) as arrays:
-                unit = Unit(**{name: arrays[name] for name in Unit._fields})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            arrays = load_arrays(self.path(number), compressed=False)
+            unit = Unit(**{name: arrays[name] for name in Unit._fields})
+        except Exception:  # NumPy raises a dozen kinds for damaged bytes
+            return None
+        if any(column.ndim == 0 for column in unit):
             return None
         count = len(self.images(number))
         fits = (unit.ids.shape == unit.probabilities.shape == (count, self.top_k)
@@ -87,7 +89,7 @@ class Units:
             for number in left:
                 with contextlib.ExitStack() as stack:
                     try:
-                        self._lock(number, stack)
+                        self.lock(f'{number:06}', stack)
                     except FolderBusy:
                         busy.append(number)
                         continue
@@ -102,10 +104,14 @@ class Units:
         """Remove what killed processes have left beside the units."""
         for path in [*self.folder.glob('*.claim'), *self.folder.glob('.*.tmp')]:
             with contextlib.ExitStack() as stack, contextlib.suppress(FolderBusy):
-                self._lock(int(path.name.lstrip('.')[:6]), stack)
+                self.lock(path.name.lstrip('.').partition('.')[0], stack)
 
-    def _lock(self, number: int, stack: contextlib.ExitStack) -> None:
-        place = self.folder / f'{number:06}.claim'
+    def lock(self, name: str, stack: contextlib.ExitStack) -> None:
+        """Keep other processes from the unit called `name`, or from whatever else, until `stack` ends.
+
+        Raises FolderBusy where one is at it.
+        """
+        place = self.folder / f'{name}.claim'
         while True:
             lock = FolderLock()
             try:
@@ -115,7 +121,7 @@ class Units:
                 continue
             stack.callback(shutil.rmtree, place, ignore_errors=True)
             stack.enter_context(lock)
-            for half in self.folder.glob(f'.{number:06}.*.tmp'):
+            for half in self.folder.glob(f'.{name}.*.tmp'):
                 half.unlink(missing_ok=True)
             return
 

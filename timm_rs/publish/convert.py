@@ -6,9 +6,7 @@ in which it does so numbers the variables; its `resnet_main.py` says which of th
 import contextlib
 import os
 import re
-import tarfile
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +18,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from timm_rs.containers.archives import is_tar, unpack_tar
+from timm_rs.containers.hdf5 import open_hdf5
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_folder
 from timm_rs.models.resnet_rs import LAYERS, PAPER_POINTS
@@ -177,11 +177,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
             yield _read_tensorflow(path, _only_prefix(path, path))
         elif path.is_file() and path.suffix in ('.h5', '.hdf5'):
             yield _read_keras(path, stack)
-        elif path.is_file() and tarfile.is_tarfile(path):
+        elif path.is_file() and is_tar(path):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='timm_rs-')))
-            damaged = _or_user_error(path, OSError, EOFError, tarfile.TarError, zlib.error)
-            with damaged, tarfile.open(path) as archive:
-                archive.extractall(folder, filter='data')  # refuses what would end up outside of the folder
+            unpack_tar(path, folder)
             yield _read_tensorflow(path, _only_prefix(folder, path))
         elif Path(f'{path}.index').is_file():
             yield _read_tensorflow(path, str(path))
@@ -222,23 +220,16 @@ def _read_tensorflow(path: Path, prefix: str) -> Checkpoint:
 
 
 def _read_keras(path: Path, stack: contextlib.ExitStack) -> Checkpoint:
-    try:
-        import h5py
+    try:  # save() has them in a group, save_weights() has not
+        found = stack.enter_context(open_hdf5(path, 'model_weights'))
     except ImportError:
         raise UserError(f'{path}: a Keras file can only be read with h5py: {INSTALL}') from None
     datasets: dict[str, Any] = {}
-
-    def collect(name: str, node: Any) -> None:  # .../BlockGroup2__block_0__conv_1/kernel:0
-        if isinstance(node, h5py.Dataset):
-            *_, layer, variable = ['', *name.split('/')]
-            datasets[f'{_keras_layer(layer)}/{variable.removesuffix(":0")}'] = node
-
-    errors = OSError, KeyError, RuntimeError
-    with _or_user_error(path, *errors):
-        file = stack.enter_context(h5py.File(path, 'r'))
-        file.get('model_weights', file).visititems(collect)  # save() has them in a group, save_weights() has not
+    for name, node in found.items():  # .../BlockGroup2__block_0__conv_1/kernel:0
+        *_, layer, variable = ['', *name.split('/')]
+        datasets[f'{_keras_layer(layer)}/{variable.removesuffix(":0")}'] = node
     shapes = {name: data.shape for name, data in datasets.items()}
-    read = _or_user_error(path, *errors)(lambda name: datasets[name][()])
+    read = _or_user_error(path, OSError, KeyError, RuntimeError)(lambda name: datasets[name][()])
     return Checkpoint(str(path), shapes, read, is_keras=True)
 
 

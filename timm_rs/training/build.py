@@ -12,6 +12,7 @@ from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 
+from timm_rs.containers.weights import check_weights, check_weights_in
 from timm_rs.data.digits import write_digits
 from timm_rs.data.listing import summary
 from timm_rs.data.loader import create_train_loader
@@ -136,9 +137,11 @@ def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
     if recipe.pretrained_path:
         if not Path(recipe.pretrained_path).is_file():
             raise UserError(f'pretrained_path {recipe.pretrained_path} does not exist')
-        if Path(recipe.pretrained_path).suffix != '.npz':  # which NumPy reads, without pickles
-            load_plain(Path(recipe.pretrained_path))  # timm reads it again, and reports what is wrong in many ways
+        # timm reads it again, and reports what is wrong in many ways; of .npz files it takes no pickles
+        (check_weights if recipe.pretrained_path.endswith('.npz') else load_plain)(Path(recipe.pretrained_path))
         overlay = dict(file=recipe.pretrained_path, num_classes=-1)  # -1: always adapt the head
+    if recipe.model.startswith('local-dir:'):
+        check_weights_in(Path(recipe.model.removeprefix('local-dir:')))
     with blaming(f'model {recipe.model} cannot be built'):
         for module in recipe.device_modules or ():
             importlib.import_module(module)

@@ -5,7 +5,6 @@ import contextlib
 import math
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from timm.models import clean_state_dict
 from torch import nn
 
+from timm_rs.containers.archives import is_zip
+from timm_rs.containers.weights import load_weights_file
 from timm_rs.errors import UserError, first_line
 from timm_rs.files import atomic_link, atomic_write, sha256_of
 
@@ -176,8 +177,7 @@ def place_of(path: Path) -> tuple[float, float]:
     """
     content: Any = None
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)  # no tensor is read
+        content = load_weights_file(path, mmap=True)  # no tensor is read
         return float(content['place']['epoch']), float(content['place']['images'])
     except Exception:  # torch raises a dozen kinds for damaged files, and what is in others may be of any type
         epoch, update = (int(number) for number in (*re.findall(r'-(\d+)', path.name), -1, -1)[:2])
@@ -206,30 +206,21 @@ def check_digest(path: Path) -> None:
 
 
 def load_plain(path: Path) -> Any:
-    """What a file holds, on the CPU: tensors and plain values only (`weights_only=True`), so that it can run no code.
+    """What a file holds, on the CPU, as `load_weights_file` reads it: it can run no code.
 
-    `argparse.Namespace`, in which timm and torchvision keep their arguments, is plain, too: a name for a dict.
-    Raises UserError for a file that is damaged or something else.
+    Raises UserError for a file that is damaged, refused or something else.
     """
     check_digest(path)
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            return {'state_dict': load_file(path)}
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        return load_weights_file(path)
+    except UserError:
+        raise
     except Exception as error:  # torch and safetensors raise a dozen kinds for damaged files
         reason = first_line(error)
-        if path.suffix != '.safetensors' and not _is_zip(path):
+        if path.suffix != '.safetensors' and not is_zip(path):
             reason = 'it is truncated or not a PyTorch file'
         raise UserError(f'checkpoint {path} cannot be read: {reason}. Use another one, such as an earlier '
                         f'checkpoint-N{SUFFIX}') from None
-
-
-def _is_zip(path: Path) -> bool:
-    with contextlib.suppress(zipfile.BadZipFile):  # of one that says it goes on on another disk
-        return zipfile.is_zipfile(path)
-    return False
 
 
 def checkpoint_in(path: Path) -> Path:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import tarfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from timm_rs.containers.archives import load_arrays
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write
 from timm_rs.progress import track
@@ -89,12 +89,10 @@ def cached_index(root: Path, path: Path, shards: Sequence[str], image_keys: Sequ
 def load_index(path: Path) -> Index | None:
     """What was saved there; None where it is missing or damaged, since it can be made again."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in arrays.zip.infolist()):
-                return None  # a few bytes could become any number
-            index = Index(**{name: arrays[name] for name in Index._fields})
+        arrays = load_arrays(path, compressed=False)
+        index = Index(**{name: arrays[name] for name in Index._fields})
         return index if index.is_consistent else None
-    except Exception:  # zipfile and NumPy raise a dozen kinds for damaged bytes
+    except Exception:  # NumPy raises a dozen kinds for damaged bytes
         return None
 
 
