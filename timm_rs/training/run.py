@@ -61,7 +61,7 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
         folder / 'bad_samples.csv', default_limit(len(train_set)) if recipe.max_bad_samples is None else
         recipe.max_bad_samples, position.update > 0,
         [*getattr(train_set, 'left_out', ()), *getattr(validation_set, 'left_out', ())])
-    device.on_primary(partial(_write_start, folder, recipe, classes, summary))
+    device.on_primary(partial(_write_start, folder, to_yaml(recipe), classes, summary))
     device.say(
         f'{recipe.model}: {count_parameters(training.model):.2f} M parameters, '
         f'{training.data_config["input_size"][-1]} px, {training.model.num_classes} classes, {len(train_set)} training '
@@ -76,10 +76,10 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
                Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval, recipe.stop_timeout))
 
 
-def _write_start(folder: Path, recipe: Recipe, classes: dict[Any, int], summary: Summary) -> None:
+def _write_start(folder: Path, recipe: str, classes: dict[Any, int], summary: Summary) -> None:
     try:
         with atomic_write(folder / 'args.yaml') as file:
-            file.write(to_yaml(recipe))
+            file.write(recipe)
         write_class_names(folder, classes)
     except OSError as error:
         raise as_user_error(error) or error from error
