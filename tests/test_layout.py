@@ -47,10 +47,9 @@ def test_a_room_imports_only_rooms_below(path):
 
 
 # What opens a container. Whoever finds images in tars reads headers, one by one, and takes nothing out of them.
-LOADERS = re.compile(
-    r'\b((torch|np|numpy|onnx|pickle|cPickle|joblib|marshal)\.loads?|torch\.(jit|export)\.load|load_file|'
-    r'torch\.hub\.\w+|onnx\.load_\w+|safe_open|read_model|zipfile\.ZipFile|tarfile\.(open|TarFile\.open)|'
-    r'extractall|unpack_archive|h5py\.File)\b')
+LOADERS = re.compile(r'\b((torch|np|numpy|onnx|pickle|joblib|marshal)\.loads?|torch\.(jit|export)\.load|'
+                     r'torch\.hub\.\w+|load_file|safe_open|onnx\.load_\w+|read_model|zipfile\.ZipFile|tarfile\.open|'
+                     r'tarfile\.TarFile\.open|extractall|unpack_archive|h5py\.File)\b')
 HEADERS = ('data/listing.py', 'data/bad_samples.py', 'data/shards/index.py')
 
 

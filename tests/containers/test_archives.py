@@ -96,7 +96,7 @@ def special(kind, name='x', target='/etc/passwd'):
 
 
 def chain(outside):
-    """Folders of 247 letters and links through all, which tarfile's own filter took for inside before 3.11.13."""
+    """Folders of 247 letters and links through all of them: inside, for tarfile's own filter before Python 3.11.13."""
     members, here = [], ''
     for letter in 'abcdefghijklmnop':
         members += [special(tarfile.DIRTYPE, here + letter * 247),

@@ -5,7 +5,7 @@ import torch
 
 import timm_rs.inference.export
 from timm_rs.errors import UserError
-from timm_rs.inference.export import as_source, compare_outputs, export_model, open_export
+from timm_rs.inference.export import Exported, as_source, compare_outputs, export_model, open_export
 from timm_rs.inference.source import Source, open_model
 
 FILES = {'torch_export': 'model.pt2', 'onnx': 'model.onnx', 'openvino': 'model.xml'}
@@ -116,3 +116,15 @@ def test_other_files_are_refused(tmp_path):
         open_export(tmp_path / 'model.pth')
     with pytest.raises(UserError, match='does not exist'):
         open_export(tmp_path / 'model.onnx')
+
+
+@pytest.mark.parametrize('changes', [
+    dict(preprocessing='x'), dict(input_img_mode=3), dict(class_names=[1]), dict(data_config=None),
+    dict(data_config=dict(input_size=[3, 1 << 40, 32])), dict(data_config=dict(input_size=[3, 32, 32], mean='x'))])
+def test_what_a_file_says_of_itself_must_be_possible(changes, tmp_path):
+    metadata = dict(model='x', preprocessing='timm', input_img_mode=None, class_names=None, data_config=dict(
+        input_size=[3, 32, 32], mean=[0.5], std=[0.5], interpolation='bicubic', crop_pct=1.0, crop_mode='center'))
+    path = tmp_path / 'a.pt2'
+    assert as_source(path, Exported(metadata, None)).recipe.in_chans == 3
+    with pytest.raises(UserError, match='a.pt2'):
+        as_source(path, Exported(metadata | changes, None))

@@ -21,6 +21,7 @@ from timm_rs.publish.folder import write_folder
 from timm_rs.publish.pull import pull
 from timm_rs.publish.push import Pushed, push
 from timm_rs.publish.repository import digest
+from timm_rs.recipe.foreign import PULLED
 from timm_rs.training.trained import read_run
 
 WEIGHTS = os.urandom(200_000)  # what the protocol carries need not be a model
@@ -47,7 +48,8 @@ def published(hub):
 
 
 def content(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*')
+            if path.is_file() and path.name != PULLED}
 
 
 def error_of(call, *args, **kwargs):

@@ -11,6 +11,7 @@ from timm_rs.data.class_names import names_of_timm_model
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import KeyValues, at_least
+from timm_rs.recipe.foreign import TRUST_HELP
 from timm_rs.recipe.knobs import Recipe, nearest
 from timm_rs.tasks import create_task
 from timm_rs.training.build import build_model, has_fixed_size
@@ -41,7 +42,7 @@ class Source:
 
 def open_model(
         source: str, pretrained: bool = False, num_classes: int | None = None, img_size: int | None = None,
-        model_kwargs: dict[str, Any] | None = None, weights: str | None = None) -> Source:
+        model_kwargs: dict[str, Any] | None = None, weights: str | None = None, trusted: bool = False) -> Source:
     """The model that `source` names.
 
     Args:
@@ -51,6 +52,7 @@ def open_model(
         num_classes, model_kwargs: only for names of timm's.
         img_size: square images of another size (pixels) than the model's own.
         weights: 'ema' or 'raw', only for runs.
+        trusted: as in `read_run`, only for runs.
 
     Raises:
         UserError: there is nothing of that kind, it is damaged, or it cannot be built so.
@@ -63,7 +65,7 @@ def open_model(
     elif path.exists():
         if num_classes or model_kwargs:
             raise UserError(f'{source} says itself what model it is; leave out --num-classes and --model-kwargs')
-        trained = read_run(path, weights)
+        trained = read_run(path, weights, trusted)
         config = _resized(source, trained.model, trained.data_config, img_size)
         return Source(trained.recipe.model, trained.model, trained.recipe, config, trained.class_names)
     if weights:
@@ -96,6 +98,7 @@ def add_model_arguments(parser: ArgumentParser, pretrained: bool = False, export
     parser.add_argument('--img-size', type=at_least(1, 16384), metavar='N',
                         help='pixels of a side [as the model was evaluated]')
     parser.add_argument('--weights', choices=('ema', 'raw'), help='runs: averaged (where there are) or as trained')
+    parser.add_argument('--trust', action='store_true', help=f'runs: {TRUST_HELP}')
 
 
 def _resized(source: str, model: Any, data_config: dict[str, Any], img_size: int | None) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def run(args: Namespace) -> None:
     for name in ('batch_size', 'calibration_images', 'img_size'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f'--{name.replace("_", "-")} {getattr(args, name)}: give at least 1')
-    source = open_model(args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights)
+    source = open_model(args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights,
+                        args.trust)
     calibration, check_images, kind = choose_images(args, source)
     metadata, agreement = export_model(
         source, args.output, args.format, args.precision, args.fold_bn, args.batch_size, calibration,

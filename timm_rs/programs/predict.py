@@ -57,7 +57,8 @@ def run(args: Namespace) -> int:
         batch_size = batch_size if fixed == 'batch' else fixed
     else:
         source = open_model(
-            args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights)
+            args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights,
+            args.trust)
     workers = min(len(images) // 64, num_cores()) if args.workers is None else args.workers
     rows, num_bad = [], 0
     for prediction in predict(source, images, args.top_k, batch_size, workers, device):

@@ -8,6 +8,7 @@ from timm_rs.publish.folder import CARD, CONFIG, write_folder
 from timm_rs.publish.push import push
 from timm_rs.publish.repository import check_repo_id, local_files
 from timm_rs.recipe.command_line import Parser
+from timm_rs.recipe.foreign import TRUST_HELP
 from timm_rs.training.trained import read_run
 
 EXAMPLE = """example:
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     target.add_argument('--revision', metavar='BRANCH', help='a branch that exists (default: main)')
     target.add_argument('--create-pr', action='store_true', help='open a pull request instead')
     parser.add_argument('--weights', choices=('ema', 'raw'), help='averaged (default where there are) or as trained')
+    parser.add_argument('--trust', action='store_true', help=TRUST_HELP)
     parser.add_argument('--license', default='apache-2.0', metavar='ID', help='of the weights [%(default)s]')
     parser.add_argument('--dataset', metavar='ID', help='name of the training data, best its id on the Hub')
     parser.add_argument('--overwrite-card', action='store_true', help=f'also replace a {CARD} that is on the Hub')
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: Namespace) -> None:
     check_repo_id(args.repo_id)
-    trained = read_run(args.source, args.weights)
+    trained = read_run(args.source, args.weights, args.trust)
     with tempfile.TemporaryDirectory(prefix='timm_rs-') as scratch:
         folder = Path(scratch, 'model')
         architecture = write_folder(trained, folder, args.repo_id, args.license, args.dataset)

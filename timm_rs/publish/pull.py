@@ -26,6 +26,7 @@ from timm_rs.publish.network import (
     symptom_of,
 )
 from timm_rs.publish.repository import File, check_repo_id, digest, files_of
+from timm_rs.recipe.foreign import PULLED
 
 
 def pull(name: str, output: str | os.PathLike[str]) -> tuple[str, list[File]]:
@@ -196,5 +197,6 @@ def _deliver(repo_id: str, snapshot: Path, files: list[File], output: Path) -> N
                 if digest(target, file.digest) != file.digest:
                     raise UserError(f'{repo_id}: {file.path} is damaged in the cache ({snapshot / file.path}): pull it '
                                     'again with network')
+            (folder / PULLED).write_text(f'{repo_id}@{snapshot.name}\n', encoding='utf-8')
     except OSError as error:
         raise UserError(f'{output}: cannot be written: {error.strerror}') from None

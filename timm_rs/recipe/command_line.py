@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from timm_rs.errors import escape_unknown_letters
+from timm_rs.recipe.foreign import TRUST_HELP
 from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
 from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, find_recipe, is_plain, read_file
 from timm_rs.recipe.timm_options import is_of_timm, refusal
@@ -90,6 +91,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the option --recipe and one option per knob, grouped as in `Recipe`, absent unless given."""
     parser.add_argument(
         '--recipe', '--config', '-c', metavar='FILE', help='YAML file with the values of a run (train_recipes/)')
+    parser.add_argument('--trust', action='store_true', help=f'of a recipe from the Hub: {TRUST_HELP}')
     group: Any = parser
     for name, field in FIELDS.items():
         if field.metadata['section']:
@@ -129,7 +131,7 @@ def resolve(arguments: argparse.Namespace) -> tuple[Recipe, dict[str, str]]:
     or 'command line'. Raises `RecipeError` as `read_file` and `check_value` do.
     """
     path = find_recipe(arguments.recipe) if arguments.recipe else None
-    values = read_file(path, _say) if path else {}
+    values = read_file(path, _say, getattr(arguments, 'trust', False)) if path else {}
     sources = dict.fromkeys(FIELDS, 'default') | dict.fromkeys(values, str(path))
     task_knobs = values.setdefault('task_knobs', {})
     for task, knobs in task_knobs.items():

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from timm_rs.files import RECIPES
+from timm_rs.recipe.foreign import check_code
 from timm_rs.recipe.knobs import BLOCK, FIELDS, Recipe, RecipeError, fields_of, nearest, value_type
 from timm_rs.recipe.timm_options import changes_nothing, is_of_timm, refusal
 
@@ -223,15 +224,17 @@ def _plain(path: Path) -> str:
     return path.as_posix().removeprefix('train_recipes/').removesuffix('.yaml')
 
 
-def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda line: None, trusted: bool = False
+              ) -> dict[str, Any]:
     """The checked values of a recipe file, flat (the block's keys beside the others); `find_recipe` says which.
 
     An args.yaml of timm's train.py is a recipe, too: options that we do not have are left out where they are at timm's
-    default, and `say` hears which.
+    default, and `say` hears which. It hears of modules that the recipe imports, too.
 
     Raises:
         RecipeError: a missing or unreadable file, bad YAML, unknown, hyphenated, misplaced or repeated keys, or a
-            value of the wrong type or out of range; the message names the file, the keys and the remedy.
+            value of the wrong type or out of range; the message names the file, the keys and the remedy. Also a recipe
+            from the Hub that names code of others, unless it is `trusted`.
     """
     path = find_recipe(path)
     try:
@@ -273,6 +276,8 @@ def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda 
     for name, value in (content | block).items():
         if name not in ignored:
             values[name] = check_value(name, value, str(path))
+    if line := check_code(path, values, trusted):
+        say(line)
     return values
 
 

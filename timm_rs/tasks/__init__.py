@@ -45,12 +45,13 @@ def add_task_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) 
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument('--recipe', '--config', '-c')
     peek.add_argument('--task')
+    peek.add_argument('--trust', action='store_true')
     try:
         chosen, _ = peek.parse_known_args(argv)
     except argparse.ArgumentError:  # which the parser itself will say better
         return
-    name = chosen.task or (read_file(chosen.recipe).get('task') if chosen.recipe else None) or Recipe.task
-    task = find_task(name)
+    values = read_file(chosen.recipe, trusted=chosen.trust) if chosen.recipe else {}
+    task = find_task(chosen.task or values.get('task') or Recipe.task)
     if task.Knobs is not None:
         group = parser.add_argument_group(f'Only in task {task.name}')
         for knob, field in fields_of(task.Knobs).items():

@@ -264,6 +264,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 raise UserError(f'checkpoint {path} has no weights in its {name}: {key} is a {type(value).__name__}')
     if isinstance(content.get('args'), argparse.Namespace):
         content |= dict(args=vars(content['args']), is_foreign=True)
+    for name, kind in (('arch', str), ('epoch', int), ('args', dict), ('data', dict)):
+        if not isinstance(content.get(name), kind):  # other programs mean something else by it
+            content.pop(name, None)
+    classes = content.get('data', {}).get('classes') or {}
+    if not isinstance(classes, dict) or not all(type(index) is int and 0 <= index < 1 << 24
+                                                for index in classes.values()):
+        raise UserError(f'checkpoint {path} is damaged: its classes are not names with an index each; use another one')
     return content
 
 

@@ -71,7 +71,7 @@ def create_record(recipe: Recipe, data_config: dict[str, Any], num_classes: int,
     """What an evaluation of `checkpoint` has to say of itself in its JSON; `trained_on`: its args, if there are any."""
     setting = dataclasses.replace(create_setting(recipe, data_config), num_classes=num_classes)
     if isinstance(trained_on, dict):
-        here, there = ((dataset, Path(data_dir or '').resolve()) for dataset, data_dir in (
+        here, there = ((dataset, Path(str(data_dir or '')).resolve()) for dataset, data_dir in (
             (recipe.dataset, recipe.data_dir), (trained_on.get('dataset'), trained_on.get('data_dir'))))
         setting = dataclasses.replace(setting, elsewhere=here != there)
     return dict(dataclasses.asdict(setting), checkpoint=checkpoint.name, checkpoint_sha256=sha256_of(checkpoint))

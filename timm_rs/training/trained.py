@@ -4,11 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from timm_rs.data.class_names import FILE, in_order, read_class_names
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError
-from timm_rs.recipe.knobs import FIELDS, Recipe
-from timm_rs.recipe.reading import check_value, read_file
+from timm_rs.errors import UserError, blaming
+from timm_rs.recipe.foreign import named_code
+from timm_rs.recipe.knobs import BLOCK, FIELDS, Recipe, value_type
+from timm_rs.recipe.reading import check_value, read_file, to_yaml
 from timm_rs.tasks import create_task
 from timm_rs.tasks.task import Task
 from timm_rs.training.build import build_model
@@ -17,6 +20,13 @@ from timm_rs.training.measured import Measured, Setting, create_setting, read_ev
 
 MEASURED = ('summary.csv', 'eval.json')
 MADE_BY_TIMM = {'model', 'num_classes', 'img_size', 'crop_pct', 'gp'}  # names that its arguments always have
+# Knobs of free text that are taken from a recipe that comes with weights. None of them is opened or fetched here, and
+# what is looked up by their name is timm's or ours; `data_dir` is what the data is called.
+TEXTS = {'aa', 'data_dir', 'dataset', 'device_modules', 'eval_metric', 'input_img_mode', 'input_key', 'interpolation',
+         'model', 'model_kwargs', 'opt', 'opt_kwargs', 'target_key', 'task', 'torchcompile', 'torchcompile_mode',
+         'train_interpolation', 'train_split', 'val_split'}
+# Arguments of timm.create_model that are no model's: files and places to fetch from.
+NOT_OF_MODELS = {'checkpoint_path', 'cache_dir', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay'}
 
 
 @dataclasses.dataclass
@@ -54,12 +64,13 @@ class Trained:
         return create_setting(self.recipe, self.data_config)
 
 
-def read_run(path: str | Path, weights: str | None = None) -> Trained:
+def read_run(path: str | Path, weights: str | None = None, trusted: bool = False) -> Trained:
     """The model of a checkpoint, or of a run's folder (its `model_best`), with what the run measured.
 
     Args:
         path: folder or file.
         weights: 'ema' (needs an average in the checkpoint), 'raw', or None: the average where there is one.
+        trusted: the file is one's own: import modules, and fetch a model, that its recipe names.
 
     Raises:
         UserError: nothing of that kind at `path`, damaged, without a recipe, or without the weights asked for.
@@ -69,7 +80,7 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
     if weights == 'ema' and not content.get('state_dict_ema'):
         raise UserError(f'{path} has no averaged weights; the run had model_ema off: use --weights raw')
     weights = weights or ('ema' if content.get('state_dict_ema') else 'raw')
-    recipe = _recipe_of(path, content)
+    recipe = _recipe_of(path, content, trusted)
     task = create_task(recipe)
     model, data_config = build_model(dataclasses.replace(
         recipe, device='cpu', pretrained=False, pretrained_path='', initial_checkpoint='', head_init_scale=None,
@@ -91,20 +102,55 @@ def read_run(path: str | Path, weights: str | None = None) -> Trained:
                    measured.setting)
 
 
-def _recipe_of(path: Path, content: dict[str, Any]) -> Recipe:
+def _recipe_of(path: Path, content: dict[str, Any], trusted: bool) -> Recipe:
     """What the checkpoint says it was trained with, otherwise the args.yaml beside it."""
     values, source = content.get('args'), path
-    if content.get('is_foreign') and isinstance(values, dict):
-        values = _values_of_timm(values, path)
-    if not isinstance(values, dict):
+    if content.get('is_foreign') and not (values and values.keys() >= MADE_BY_TIMM):
+        values = None  # another program's
+    if values is None:
         source = path.with_name('args.yaml')
         if not source.is_file():
             raise UserError(f'{path} does not say what it was trained with, and there is no {source} either')
-        values = read_file(source)
-    unknown = values.keys() - {field.name for field in dataclasses.fields(Recipe)}
-    if unknown:
-        raise UserError(f'{source} has a recipe of another version of timm_rs: it has {", ".join(sorted(unknown))}')
-    return Recipe(**values)
+        values = read_file(source, trusted=True)
+    if unknown := set() if content.get('is_foreign') else values.keys() - {*FIELDS, 'task_knobs'}:
+        raise UserError(f'{source} has a recipe of another version of timm_rs: it has '
+                        f'{", ".join(sorted(map(str, unknown)))}')
+    if content.get('is_foreign'):
+        values = {name: value for name, value in values.items() if value is not None and name in FIELDS
+                  and not FIELDS[name].metadata['block']} | dict(data_dir=values.get('data_dir') or values.get('data'))
+    return taken_recipe(values, source, trusted)
+
+
+def taken_recipe(values: dict[str, Any], source: Path, trusted: bool) -> Recipe:
+    """The recipe that comes with weights, in `source`: what it says of numbers, and of names within timm and timm_rs.
+
+    A `trusted` one is taken whole. Raises RecipeError for a value that a recipe cannot have, and UserError for a model
+    or task that is nothing without code of others, or a model that would have to be fetched.
+    """
+    where = f'the recipe in {source}'
+    checked = {name: check_value(name, value, where) for name, value in values.items()
+               if name in FIELDS and (trusted or is_taken(name))}
+    recipe = Recipe(**checked, task_knobs=values.get('task_knobs') or {})
+    with blaming(f'{where} cannot be used'):
+        to_yaml(recipe)  # which only plain values become
+    if trusted:
+        return recipe
+    modules = [name for name in named_code(values) if name != recipe.task.partition(':')[0]]
+    for name, what in ((recipe.model, 'model'), (recipe.task, 'task')):
+        if ':' in name or what == 'model' and modules and not timm.is_model(name.partition('.')[0]):
+            needs = f', made by {", ".join(modules)}' if modules and ':' not in name else ''
+            raise UserError(f'{source} is of the {what} {name}{needs}: nothing is imported or fetched because a file '
+                            'of weights says so; if that file is yours, say --trust')
+    ours = [name for name in recipe.device_modules or () if name == BLOCK]
+    kwargs = {name: value for name, value in recipe.model_kwargs.items() if name not in NOT_OF_MODELS}
+    return dataclasses.replace(recipe, model_kwargs=kwargs, device_modules=ours or None)
+
+
+def is_taken(name: str) -> bool:
+    """Whether a knob comes with weights: a number, a switch, a word of a fixed list, or one of `TEXTS`."""
+    kind, element, _ = value_type(name)
+    is_number = {kind, element} & {int, float} or kind is bool and name != 'dataset_trust_remote_code'
+    return bool(is_number or FIELDS[name].metadata['choices'] or name in TEXTS)
 
 
 def _class_names(path: Path, content: dict[str, Any], num_classes: int) -> list[str] | None:
@@ -117,17 +163,3 @@ def _class_names(path: Path, content: dict[str, Any], num_classes: int) -> list[
         raise UserError(f'{path.with_name(FILE)} is not of {path.name}: class {index} is {beside[index]} there and '
                         f'{names[index]} in the checkpoint; move the file away')
     return names
-
-
-def _values_of_timm(arguments: dict[str, Any], path: Path) -> dict[str, Any] | None:
-    """The values of a recipe in arguments that timm's train.py has kept in a checkpoint; None for another program's.
-
-    Names of modules and of files are left alone: a checkpoint has no say in what is run and read. Raises
-    `RecipeError` for a value that we do not have, which may be part of the model.
-    """
-    if not arguments.keys() >= MADE_BY_TIMM:
-        return None
-    wanted = {name for name, knob in FIELDS.items() if not (knob.metadata['block'] or knob.metadata['private'])}
-    values = {name: check_value(name, value, f'the arguments in {path}') for name, value in arguments.items()
-              if name in wanted - {'device_modules'} and value is not None}
-    return values | dict(data_dir=str(arguments.get('data_dir') or arguments.get('data') or ''))  # for its name
