@@ -145,7 +145,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            raise UserError(f'checkpoint {path} could not be written: {error}. Earlier checkpoints are intact; free '
+            reason = getattr(error, 'strerror', None) or error
+            raise UserError(f'checkpoint {path} could not be written: {reason}. Earlier checkpoints are intact; free '
                             'some space, or choose another --output') from error
 
 
