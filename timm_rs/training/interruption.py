@@ -55,6 +55,7 @@ class Interruption:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self.wakeup_before)
         self.obeyed.set()
+        self.mouth.shutdown(socket.SHUT_RDWR)  # closing is not enough: data workers have it open, too
         self.mouth.close()
         self.watch.join()
         self.ear.close()
