@@ -13,7 +13,8 @@ from timm_rs.inference.source import open_model
 from timm_rs.recipe.knobs import FIELDS
 from timm_rs.training.trained import is_taken, read_run, taken_recipe
 
-FILES = ('pretrained_path', 'initial_checkpoint', 'resume', 'class_map', 'output', 'experiment', 'compile_cache')
+FILES = ('pretrained_path', 'initial_checkpoint', 'resume', 'class_map', 'output', 'experiment', 'compile_cache',
+         'pseudo_dir', 'pseudo_pool')
 
 
 @pytest.fixture
