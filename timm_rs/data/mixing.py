@@ -14,12 +14,10 @@ from timm.data.random_erasing import RandomErasing
 from timm_rs.device.torch_device import Device
 
 
-class SoftMixup:
-    """timm's `Mixup` for targets that are soft before it: the same images, and targets in the same shares."""
+class _AroundMixup:
+    """What draws by a `mixup` of timm's within, and is switched as that is."""
 
-    def __init__(self, num_classes: int, label_smoothing: float, **settings: Any):
-        """`num_classes` and `label_smoothing` are in the targets already."""
-        self.mixup = Mixup(num_classes=2, label_smoothing=0.0, **settings)
+    mixup: Mixup
 
     @property
     def mixup_enabled(self) -> bool:
@@ -28,6 +26,14 @@ class SoftMixup:
     @mixup_enabled.setter
     def mixup_enabled(self, enabled: bool) -> None:
         self.mixup.mixup_enabled = enabled
+
+
+class SoftMixup(_AroundMixup):
+    """timm's `Mixup` for targets that are soft before it: the same images, and targets in the same shares."""
+
+    def __init__(self, num_classes: int, label_smoothing: float, **settings: Any):
+        """`num_classes` and `label_smoothing` are in the targets already."""
+        self.mixup = Mixup(num_classes=2, label_smoothing=0.0, **settings)
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (N, C, H, W) float32 and soft targets (N, classes), mixed."""
@@ -38,20 +44,12 @@ class SoftMixup:
         return images, targets * own + targets.flip(0) * (1 - own)
 
 
-class MaskedMixup:
+class MaskedMixup(_AroundMixup):
     """timm's `Mixup` with its arithmetic on `device`: the same images and targets but for rounding."""
 
     def __init__(self, device: Device, num_classes: int, label_smoothing: float, **settings: Any):
         self.device, self.num_classes, self.label_smoothing = device, num_classes, label_smoothing
         self.mixup = Mixup(num_classes=2, label_smoothing=0.0, **settings)
-
-    @property
-    def mixup_enabled(self) -> bool:
-        return bool(self.mixup.mixup_enabled)
-
-    @mixup_enabled.setter
-    def mixup_enabled(self, enabled: bool) -> None:
-        self.mixup.mixup_enabled = enabled
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (N, C, H, W) float32, and class indices (N,) or soft targets (N, num_classes), to both mixed."""
