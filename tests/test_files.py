@@ -1,4 +1,6 @@
 import os
+import socket
+import subprocess
 
 import pytest
 
@@ -69,6 +71,22 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
         assert not (tmp_path / 'new').exists()
     assert [path.name for path in tmp_path.iterdir()] == ['new']
     assert (tmp_path / 'new' / 'file').read_text() == 'whole'
+
+
+@pytest.mark.parametrize('write', [atomic_write, atomic_folder])
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, write):
+    process = subprocess.Popen(['true'])
+    process.wait()
+    ended, running, elsewhere = (f'.new.{host}.{pid}.tmp' for host, pid in (
+        (socket.gethostname(), process.pid), (socket.gethostname(), os.getppid()), ('other', process.pid)))
+    for name in (ended, running, elsewhere):
+        if write is atomic_folder:
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).touch()
+    with write(tmp_path / 'new'):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(['new', running, elsewhere])
 
 
 def test_a_folder_with_something_in_it_is_never_replaced(tmp_path):

@@ -3,10 +3,13 @@
 import contextlib
 import csv
 import errno
+import glob
 import hashlib
+import io
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,7 +33,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = 'w', **open_kwargs: A
     durable by syncing the folder. Raises OSError as `open` does.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = _neighbour(path)
     try:
         with open(temporary, mode, **open_kwargs) as file:
             yield file
@@ -53,7 +56,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     When the block raises there is no `path`. Raises OSError if `path` is a file, or a folder with something in it.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = _neighbour(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -66,9 +69,34 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def _neighbour(path: Path) -> Path:
+    """A name beside `path` for this process alone; those of processes of this machine that were killed are freed."""
+    start = f'.{path.name}.{socket.gethostname()}.'
+    for stale in path.parent.glob(f'{glob.escape(start)}*.tmp'):
+        pid = stale.name[len(start):-4]
+        if pid.isdigit() and not _is_running(int(pid)):
+            if stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                stale.unlink(missing_ok=True)
+    return path.with_name(f'{start}{os.getpid()}.tmp')
+
+
+def _is_running(pid: int) -> bool:
+    """Whether there is such a process on this machine; True where the system cannot tell."""
+    try:
+        if os.name == 'posix':
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
+
+
 def atomic_link(source: Path, target: Path) -> None:
     """Make `target` a second name of `source` (a copy where the file system has no hard links), atomically."""
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    temporary = _neighbour(target)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
@@ -116,6 +144,14 @@ def check_writable(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Draw a figure of matplotlib's as PNG, whole or not at all. Raises OSError as `open` does."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=120)
+    with atomic_write(path, 'wb') as file:
+        file.write(picture.getvalue())
 
 
 def read_json(path: Path) -> dict[str, Any]:
