@@ -14,6 +14,11 @@ from timm.data.random_erasing import RandomErasing
 from timm_rs.device.torch_device import Device
 
 
+def _with_mirror(values: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Values (N, ...) of which each keeps the share `own`, and has the rest of its mirror image in the batch."""
+    return values * own + values.flip(0) * (1 - own)
+
+
 class _AroundMixup:
     """What draws by a `mixup` of timm's within, and is switched as that is."""
 
@@ -41,7 +46,7 @@ class SoftMixup(_AroundMixup):
         half = (torch.arange(len(images), device=images.device) < len(images) // 2).long()
         images, shares = self.mixup(images, half)
         own = shares.to(images.device).gather(1, half[:, None])
-        return images, targets * own + targets.flip(0) * (1 - own)
+        return images, _with_mirror(targets, own)
 
 
 class MaskedMixup(_AroundMixup):
@@ -54,9 +59,9 @@ class MaskedMixup(_AroundMixup):
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (N, C, H, W) float32, and class indices (N,) or soft targets (N, num_classes), to both mixed."""
         of_image, of_target = self._draw_shares(*images.shape)
-        images = images * of_image + images.flip(0) * (1 - of_image)
+        images = _with_mirror(images, of_image)
         if targets.ndim == 2:
-            return images, targets * of_target + targets.flip(0) * (1 - of_target)
+            return images, _with_mirror(targets, of_target)
         return images, mixup_target(targets, self.num_classes, of_target, self.label_smoothing)
 
     def _draw_shares(self, num_images: int, _: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

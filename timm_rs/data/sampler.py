@@ -55,7 +55,7 @@ class TrainBatches:
         return self.seed, self.epoch, self.start + number * self.step
 
     def __len__(self) -> int:
-        return (len(self.samples) - self.start) // self.step
+        return (self.samples.epoch_length - self.start) // self.step
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -83,9 +83,6 @@ class MixedBatches(TrainBatches):
         self.group = 1 + samples.ratio
         self.pool_order = PoolOrder(len(samples.entries), seed)
         super().__init__(samples, batch_size, seed, rank, world_size)
-
-    def __len__(self) -> int:
-        return (self.samples.epoch_length - self.start) // self.step
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         ratio, labelled = self.samples.ratio, len(self.samples.labelled)

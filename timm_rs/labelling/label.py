@@ -65,11 +65,12 @@ def label_pool(teacher: Teacher, samples: Samples, folder: Path, manifest: dict[
     Raises UserError where `folder` has labels of another kind or cannot be written.
     """
     units = open_units(folder, manifest)
-    to_do = [units.images(number) for number in range(len(units)) if units.read(number) is None]
-    batches = sum(-(-len(images) // teacher.batch_size) for images in to_do)
+    to_do = units.missing()
+    batches = sum(-(-len(units.images(number)) // teacher.batch_size) for number in to_do)
     try:
         references = look_at_references(teacher, excluded) if excluded and to_do else None
-        for _ in track(_label(teacher, samples, units, references), 'labelling', batches, images=teacher.batch_size):
+        labelling = _label(teacher, samples, units, to_do, references)
+        for _ in track(labelling, 'labelling', batches, images=teacher.batch_size):
             pass
         units.clean()
         with contextlib.ExitStack() as stack:
@@ -83,10 +84,11 @@ def label_pool(teacher: Teacher, samples: Samples, folder: Path, manifest: dict[
                         'again to go on') from error
 
 
-def _label(teacher: Teacher, samples: Samples, units: Units, references: References | None) -> Iterator[None]:
-    """Do what there is to do, and stop after each batch."""
+def _label(teacher: Teacher, samples: Samples, units: Units, to_do: list[int], references: References | None
+           ) -> Iterator[None]:
+    """Make the units `to_do`, and stop after each batch."""
     kind = np.uint16 if teacher.num_classes <= 2**16 else np.uint32
-    for number in units.to_do():
+    for number in units.to_do(to_do):
         ids, shares, leaks, begin = [], [], [], 0
         reasons: dict[int, str] = {}
         for answers in teacher.look_at(Subset(samples, units.images(number)), references is not None):

@@ -1,14 +1,14 @@
 """Which pseudo labels a student sees: those that the teacher is sure of, the same number of each class if wanted."""
 
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from timm_rs.data.listing import some
 from timm_rs.data.pseudo_labels import read_manifest, write_selection
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write, write_csv
+from timm_rs.files import save_figure, write_csv
 from timm_rs.labelling.units import Units
 
 TINY = 10  # images of a class, below which a warning is due
@@ -106,8 +106,7 @@ def warnings_of(rows: list[dict[str, Any]]) -> list[str]:
             ('no image', [str(row['name']) for row in rows if not row['kept']]),
             (f'fewer than {TINY} images', [str(row['name']) for row in rows if 0 < row['kept'] < TINY])):
         if names:
-            some = ', '.join(names[:5]) + (', …' if len(names) > 5 else '')
-            found.append(f'{len(names)} of {len(rows)} classes have {what}: {some}')
+            found.append(f'{len(names)} of {len(rows)} classes have {what}: {some(names)}')
     return found
 
 
@@ -133,7 +132,4 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         confidence.set_xlabel('')
     for panel in (amounts, confidence):
         panel.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=120)
-    with atomic_write(path, 'wb') as file:
-        file.write(picture.getvalue())
+    save_figure(path, figure)

@@ -70,7 +70,8 @@ class Teacher:
             with self.device.autocast(self.dtype):
                 maps = self.model.forward_features(images)
                 logits = self.model.forward_head(maps)
-            told = told.cpu()[told.cpu()[:, 0] != FILLED]
+            told = told.cpu()
+            told = told[told[:, 0] != FILLED]
             count = len(told)
             some_names = [next(names) for _ in range(count)]
             yield Answers(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from timm_rs.containers.archives import load_arrays
 from timm_rs.data.pseudo_labels import MANIFEST
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write, make_folder
+from timm_rs.files import atomic_write, make_folder, read_json
 from timm_rs.training.lock import FolderBusy, FolderLock
 
 UNIT = 4096  # images
@@ -78,12 +78,15 @@ class Units:
         with atomic_write(self.path(number), 'wb') as file:
             np.savez(file, **unit._asdict())
 
-    def to_do(self) -> Iterator[int]:
-        """Units that are missing or damaged, each locked while its turn lasts, until all are there.
+    def missing(self) -> list[int]:
+        """Units that are not there, or damaged."""
+        return [number for number in range(len(self)) if self.read(number) is None]
+
+    def to_do(self, left: list[int]) -> Iterator[int]:
+        """Those of the units `left` that are missing, each locked while its turn lasts, until all are there.
 
         Those that other processes are at come last: they are there then, or their process has died.
         """
-        left = [number for number in range(len(self)) if self.read(number) is None]
         while left:
             busy = []
             for number in left:
@@ -133,7 +136,10 @@ def open_units(folder: Path, manifest: dict[str, Any]) -> Units:
         make_folder(folder)
         make_folder(folder / 'units')
         if path.exists():
-            before = json.loads(path.read_text(encoding='utf-8'))
+            try:
+                before = read_json(path)
+            except UserError as error:
+                raise UserError(f'{error}; remove {folder} and label again') from None
             changed = [name for name in manifest if name != 'versions' and before.get(name) != manifest[name]]
             if changed:
                 raise UserError(f'{folder} has labels of another kind: {", ".join(sorted(changed))} differ; '
@@ -143,6 +149,4 @@ def open_units(folder: Path, manifest: dict[str, Any]) -> Units:
                 file.write(json.dumps(manifest, indent=1) + '\n')
     except OSError as error:
         raise UserError(f'{folder} cannot be written: {error.strerror or error}') from error
-    except (ValueError, AttributeError):
-        raise UserError(f'{path} is damaged; remove {folder} and label again') from None
     return Units(folder, manifest)

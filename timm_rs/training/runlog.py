@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import datetime
-import io
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from timm.models import safe_model_name
 from tqdm import tqdm
 
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write, make_folder, read_csv, write_csv
+from timm_rs.files import make_folder, read_csv, save_figure, write_csv
 from timm_rs.progress import on_terminal
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Metric
@@ -143,10 +142,7 @@ class Summary:
             panel.xaxis.get_major_locator().set_params(integer=True)
             if panel.get_legend_handles_labels()[1]:
                 panel.legend()
-        picture = io.BytesIO()
-        figure.savefig(picture, format='png', dpi=120)
-        with atomic_write(path, 'wb') as file:
-            file.write(picture.getvalue())
+        save_figure(path, figure)
 
 
 def open_folder(recipe: Recipe, size: int, lock: FolderLock) -> Path:
