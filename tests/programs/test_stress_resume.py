@@ -1,22 +1,96 @@
+"""Runs that are killed in the worst ways and continued; packing and pulling, too, at each of their file operations."""
+
 import csv
+import itertools
+import os
+import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, failure, load_tool
+from conftest import ROOT, failure, load_tool, write_images
+from timm.data import create_dataset
+
+from timm_rs.data.samples import TimmSamples
+from timm_rs.data.shards.packing import pack
+from timm_rs.programs.stress_resume import count_operations
+from timm_rs.publish.pull import pull
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(1200)
-def test_runs_killed_at_random_moments_end_as_if_they_had_not_been(tmp_path):
+@pytest.mark.parametrize('options', [['--seed', '1'], ['--kinds', 'pseudo']], ids=['all kinds', 'pseudo labels'])
+def test_disturbed_runs_end_as_if_they_had_not_been(tmp_path, options):
     command = [sys.executable, ROOT / 'tools/stress_resume.py', '--trials', '10', '--csv', tmp_path / 'trials.csv']
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run([*command, *options], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == '10 of 10 equal'
     with open(tmp_path / 'trials.csv', newline='') as file:
         rows = list(csv.DictReader(file))
-    assert [row['processes'] for row in rows] == 5 * ['1', '2'] and all(int(row['kills']) for row in rows)
+    assert [row['processes'] for row in rows] == 5 * ['1', '2'] and all(row['hits'] for row in rows)
+
+
+def exit_code(task, record, fatal=None):
+    """That of a process which does `task`, and dies at its file operation `fatal`."""
+    pid = os.fork()
+    if not pid:
+        count_operations(record, fatal)
+        try:
+            task()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_everywhere(task, clear, record):
+    """Do `task` again and again, each time killed at the next place, and after each do it once undisturbed."""
+    for fatal in itertools.count():
+        clear()
+        code = exit_code(task, record, fatal)
+        if not code:
+            assert fatal == 2 * record.stat().st_size > 10
+            return
+        assert code == -signal.SIGKILL
+        assert exit_code(task, record) == 0, fatal
+        yield fatal
+
+
+def content(folder):
+    """Names and bytes, but for those of the index, which has the times of the shards."""
+    return {str(path.relative_to(folder)): b'' if path.name == 'train-index.npz' else path.read_bytes()
+            for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.mark.stress
+def test_packing_killed_at_any_file_operation_goes_on_to_the_same_files(tmp_path):
+    write_images(tmp_path / 'images', dict(cat=4, dog=5))
+    samples = TimmSamples(create_dataset('', root=str(tmp_path / 'images')))
+    pack(samples, tmp_path / 'whole', 'train', num_shards=2)
+    whole = content(tmp_path / 'whole')
+    for fatal in killed_everywhere(lambda: pack(samples, tmp_path / 'part', 'train', num_shards=2),
+                                   lambda: shutil.rmtree(tmp_path / 'part', ignore_errors=True), tmp_path / 'record'):
+        assert content(tmp_path / 'part') == whole, fatal
+
+
+@pytest.mark.stress
+def test_a_pull_killed_at_any_file_operation_goes_on_to_the_same_files(hub, tmp_path):
+    files = {'config.json': b'{"architecture": "resnet18"}', 'model.safetensors': os.urandom(200_000), 'a/b.txt': b''}
+    hub.add('me/model', files)
+
+    def clear():
+        for folder in ('pulled', 'cache'):
+            shutil.rmtree(tmp_path / folder, ignore_errors=True)
+
+    def bring():  # what is there is whole, and never pulled over
+        (tmp_path / 'pulled').exists() or pull('me/model', tmp_path / 'pulled')
+
+    pull('me/model', tmp_path / 'whole')
+    for fatal in killed_everywhere(bring, clear, tmp_path / 'record'):
+        assert content(tmp_path / 'pulled') == content(tmp_path / 'whole'), fatal
+        assert not list(tmp_path.glob('.*')), fatal
 
 
 def test_what_differs_is_found_by_its_place():

@@ -1,13 +1,24 @@
-"""Kill a small training run at random moments, continue it, and compare it with one that was left alone.
+"""Kill a small training run in the worst ways, continue it, and compare it with one that was left alone.
 
 Everything must be equal to the bit: weights, their average, optimizer, random states, summary.csv, the best checkpoint.
 
+ways:
+  kill       SIGKILL of some or all of its processes at a random moment
+  operation  SIGKILL of the process that writes, just before or just after one of its file operations
+  worker     SIGKILL of a data worker, where there are any
+  pause      SIGSTOP of some or all of its processes, and SIGCONT
+
 examples:
   python tools/stress_resume.py --trials 50
+  python tools/stress_resume.py --trials 200 --ways operation
   python tools/stress_resume.py --trials 3 --device cuda --deterministic --processes 1
 """
 
+import argparse
+import contextlib
 import dataclasses
+import functools
+import json
 import os
 import random
 import shutil
@@ -17,6 +28,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +37,8 @@ import torch
 from PIL import Image
 from timm.data import create_dataset
 
+from timm_rs.data.pool import open_pool, pool_fingerprint
+from timm_rs.data.pseudo_labels import MANIFEST, write_selection
 from timm_rs.data.samples import TimmSamples
 from timm_rs.data.shards.packing import pack
 from timm_rs.errors import UserError, exit_on_user_error
@@ -43,24 +57,40 @@ KINDS = {  # what differs from run to run; each kind has a run of its own that i
     'folder': ['--workers', '0'],
     'workers': ['--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'],
     'shards': ['--workers', '0', '--dataset', 'wds/data', '--amp', '--amp-dtype', 'bfloat16'],
+    'pseudo': ['--workers', '2', '--pseudo-dir', 'labels', '--batch-size', '8'],
 }
+WAYS = ('kill', 'operation', 'worker', 'pause')
+OPERATIONS = ('fsync', 'replace', 'rename', 'link', 'unlink', 'remove', 'rmdir')  # of the module os
 HANG_S, HUNG = 300, 99  # no run takes so long; stands for the exit code of one that does
 
 
 @dataclasses.dataclass
 class Trial:
+    """A run that is disturbed; `hits` names the ways, in order."""
+
     number: int
     processes: int
     kind: str
-    kills: int = 0
+    hits: str = ''
     difference: str = ''
+
+
+@dataclasses.dataclass
+class Whole:
+    """A run that was left alone: its folder, how long it took, and how many file operations its first process did."""
+
+    folder: Path
+    seconds: float
+    operations: int
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog='tools/stress_resume.py', description=__doc__)
     parser.add_argument('--trials', type=at_least(1), default=50, metavar='N', help='runs to kill and continue [50]')
     parser.add_argument('--processes', choices=('1', '2', 'both'), default='both', help='processes of a run [both]')
-    parser.add_argument('--seed', type=at_least(0), default=0, help='decides kinds, moments and victims [0]')
+    parser.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS), help='of data [all]')
+    parser.add_argument('--ways', nargs='+', choices=WAYS, default=list(WAYS), help='of disturbing [all]')
+    parser.add_argument('--seed', type=at_least(0), default=0, help='decides kinds, ways, moments and victims [0]')
     parser.add_argument('--device', default='cpu', metavar='NAME', help='cpu, cuda or cuda:N [cpu]')
     parser.add_argument('--deterministic', action='store_true', help='as of train.py; GPUs need it to be equal')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row per trial')
@@ -70,79 +100,84 @@ def main(argv: list[str] | None = None) -> None:
     if not hasattr(os, 'fork'):
         raise UserError('this test forks its runs, which this system cannot')
     with tempfile.TemporaryDirectory() as folder:
-        options = ['--device', arguments.device, *(['--deterministic'] if arguments.deterministic else [])]
-        trials = run_trials(
-            Path(folder), arguments.trials, arguments.processes, random.Random(arguments.seed), options)
+        trials = run_trials(Path(folder), arguments)
     if arguments.csv:
         write_csv(arguments.csv, map(dataclasses.asdict, trials), lineterminator='\r\n')
+    hits = ' '.join(trial.hits for trial in trials).split()
+    print(', '.join(f'{hits.count(way)} times {way}' for way in WAYS if way in hits))
     equal = sum(not trial.difference for trial in trials)
-    print(f'{sum(trial.kills for trial in trials)} kills')
     print(f'{equal} of {len(trials)} equal')
     if equal < len(trials):
         raise SystemExit(1)
 
 
-def run_trials(folder: Path, count: int, processes: str, rng: random.Random, options: list[str]) -> list[Trial]:
+def run_trials(folder: Path, arguments: argparse.Namespace) -> list[Trial]:
     write_data(folder)
-    numbers = [1, 2] if processes == 'both' else [int(processes)]
-    whole: dict[tuple[int, str], tuple[Path, float]] = {}  # runs that are left alone, and their seconds
+    options = ['--device', arguments.device, *['--deterministic'] * arguments.deterministic]
+    numbers = [1, 2] if arguments.processes == 'both' else [int(arguments.processes)]
+    rng = random.Random(arguments.seed)
+    whole: dict[tuple[int, str], Whole] = {}
     trials = []
-    for index in track(range(count), 'trials', total=count):
-        trial = Trial(index, numbers[index % len(numbers)], rng.choice(list(KINDS)))
+    for index in track(range(arguments.trials), 'trials', total=arguments.trials):
+        trial = Trial(index, numbers[index % len(numbers)], rng.choice(arguments.kinds))
         trials.append(trial)
         if (trial.processes, trial.kind) not in whole:
-            started = time.monotonic()
-            alone = folder / f'runs/whole-{trial.processes}-{trial.kind}'
-            if any(Run(folder, alone.name, trial, options).wait()):
-                raise UserError(f'the run that is left alone failed: {tail(alone)}')
-            whole[trial.processes, trial.kind] = alone, time.monotonic() - started
-        alone, seconds = whole[trial.processes, trial.kind]
-        part = folder / f'runs/trial-{index}'
-        trial.difference = kill_and_continue(folder, trial, seconds, rng, options) or difference(alone, part)
-        print(f'trial {index} ({trial.kind}, {trial.processes} processes, {trial.kills} kills): '
+            whole[trial.processes, trial.kind] = leave_alone(folder, trial, options)
+        alone = whole[trial.processes, trial.kind]
+        trial.difference = (disturb_and_continue(folder, trial, alone, arguments.ways, rng, options)
+                            or difference(alone.folder, folder / f'runs/trial-{index}'))
+        print(f'trial {index} ({trial.kind}, {trial.processes} processes, {trial.hits}): '
               f'{trial.difference or "equal"}', flush=True)
     return trials
 
 
-def kill_and_continue(folder: Path, trial: Trial, seconds: float, rng: random.Random, options: list[str]) -> str:
-    """Run a trial to its end with up to three kills on the way; what went wrong, if anything."""
-    name, wanted = f'trial-{trial.number}', rng.randint(1, 3)
-    while trial.kills < wanted:
-        run = Run(folder, name, trial, options)
-        victims = rng.sample(run.pids, rng.randint(1, len(run.pids)))
+def leave_alone(folder: Path, trial: Trial, options: list[str]) -> Whole:
+    started = time.monotonic()
+    run = Run(folder, f'whole-{trial.processes}-{trial.kind}', trial, options)
+    if any(run.wait()):
+        raise UserError(f'the run that is left alone failed: {tail(run.folder)}')
+    return Whole(run.folder, time.monotonic() - started, run.operations.stat().st_size)
+
+
+def disturb_and_continue(folder: Path, trial: Trial, whole: Whole, ways: list[str], rng: random.Random,
+                         options: list[str]) -> str:
+    """Run a trial to its end with up to three hits on the way; what went wrong, if anything."""
+    name, wanted, seconds = f'trial-{trial.number}', rng.randint(1, 3), whole.seconds
+    while len(trial.hits.split()) < wanted:
+        way = rng.choice(ways)
+        fatal = rng.randrange(2 * whole.operations) if way == 'operation' else None
+        run = Run(folder, name, trial, options, fatal)
         moment = time.monotonic() + rng.uniform(0, seconds)
-        while run.all_run() and time.monotonic() < moment:
+        while run.all_run() and (fatal is not None or time.monotonic() < moment):
             time.sleep(0.002)
-        if run.all_run():
-            if not run.has_begun():  # torch waits half an hour for who has not come; launchers end the rest at once
-                victims = run.pids
-            for pid in victims:
-                os.kill(pid, signal.SIGKILL)
-            trial.kills += 1
-            if HUNG in run.wait():  # those left alive have to notice
-                return 'a process did not end after another was killed'
-        elif any(run.wait()):
-            return f'failed: {tail(folder / "runs" / name)}'
-        elif trial.kills:
-            return ''
-        else:  # it was through before: once more, from the beginning
-            seconds *= 0.7
-            shutil.rmtree(folder / 'runs' / name)
-    if any(Run(folder, name, trial, options).wait()):
-        return f'failed: {tail(folder / "runs" / name)}'
-    return ''
+        if run.all_run() and run.hit(way, rng) or -signal.SIGKILL in run.codes.values():
+            trial.hits = f'{trial.hits} {way}'.lstrip()
+        codes = run.wait()
+        if HUNG in codes:
+            return 'a process did not end after another was killed'
+        if not any(codes):
+            if trial.hits:
+                return ''
+            seconds *= 0.7  # it was through before: once more, from the beginning
+            shutil.rmtree(run.folder)
+        elif not trial.hits.endswith(way):
+            return f'failed: {tail(run.folder)}'
+    run = Run(folder, name, trial, options)
+    return f'failed: {tail(run.folder)}' if any(run.wait()) else ''
 
 
 class Run:
     """The processes of one start of train.py, forked so that they need not import torch again."""
 
-    def __init__(self, folder: Path, name: str, trial: Trial, options: list[str]):
+    def __init__(self, folder: Path, name: str, trial: Trial, options: list[str], fatal: int | None = None):
+        """Start the processes; the first dies at its file operation `fatal`, see `count_operations`."""
         argv = [*ARGUMENTS, *KINDS[trial.kind], *options, '--data-dir', str(folder / 'data'),
                 '--output', str(folder / 'runs'), '--experiment', name, '--resume', 'auto']
+        argv = [str(folder / 'labels') if word == 'labels' else word for word in argv]
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
-        self.log = folder / f'runs/{name}.log'
+        self.folder, self.log, self.operations = (folder / f'runs/{name}{end}' for end in ('', '.log', '.operations'))
         self.said_before = self.log.stat().st_size if self.log.exists() else 0
         self.pids: list[int] = []
         self.codes: dict[int, int] = {}  # of those that have ended
@@ -152,8 +187,29 @@ class Run:
             sys.stdout.flush()
             pid = os.fork()
             if not pid:
+                if not rank:
+                    count_operations(self.operations, fatal)
                 train_and_exit(argv, self.log, {key: str(value) for key, value in group.items()})
             self.pids.append(pid)
+
+    def hit(self, way: str, rng: random.Random) -> bool:
+        """Disturb processes that run; whether there were any to disturb."""
+        victims = rng.sample(self.pids, rng.randint(1, len(self.pids)))
+        if way == 'operation':
+            return False  # it was not reached
+        if way == 'worker':
+            workers = [worker for pid in victims for worker in children(pid)]
+            if not workers:
+                return False
+            victims = [rng.choice(workers)]
+        with contextlib.suppress(ProcessLookupError):  # a worker may have ended meanwhile
+            for pid in victims:
+                os.kill(pid, signal.SIGSTOP if way == 'pause' else signal.SIGKILL)
+            if way == 'pause':
+                time.sleep(rng.uniform(0.1, 1))
+                for pid in victims:
+                    os.kill(pid, signal.SIGCONT)
+        return True
 
     def has_begun(self) -> bool:
         """Whether the processes have met and opened the folder of the run."""
@@ -170,13 +226,48 @@ class Run:
         """The exit codes, once all processes have ended by themselves; those that hang are killed and count as 99."""
         deadline = time.monotonic() + HANG_S
         while self.all_run() or len(self.codes) < len(self.pids):
-            if time.monotonic() > deadline:
+            is_late = time.monotonic() > deadline
+            # torch waits half an hour for who has not come; launchers end the rest at once.
+            if is_late or any(self.codes.values()) and not self.has_begun():
                 for pid in set(self.pids) - self.codes.keys():
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
-                    self.codes[pid] = HUNG
+                    self.codes[pid] = HUNG if is_late else -signal.SIGKILL
             time.sleep(0.005)
         return list(self.codes.values())
+
+
+def children(pid: int) -> list[int]:
+    """Processes that `pid` has started, where the system tells (Linux)."""
+    try:
+        return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+    except OSError:
+        return []
+
+
+def count_operations(record: Path, fatal: int | None = None) -> None:
+    """From now on, each of this process's file operations (`OPERATIONS`) adds a byte to `record`, anew.
+
+    The process gets SIGKILL just before operation number `fatal` / 2, or just after it where `fatal` is odd.
+    """
+    counter, own, done = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), os.getpid(), 0
+
+    def counted(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        if os.getpid() != own:  # a data worker
+            return operation(*args, **kwargs)
+        moment, done = 2 * done, done + 1
+        os.write(counter, b'.')
+        if moment == fatal:
+            os.kill(own, signal.SIGKILL)
+        try:
+            return operation(*args, **kwargs)
+        finally:
+            if moment + 1 == fatal:
+                os.kill(own, signal.SIGKILL)
+
+    for name in OPERATIONS:
+        setattr(os, name, functools.partial(counted, getattr(os, name)))
 
 
 def train_and_exit(argv: list[str], log: Path, group: dict[str, str]) -> None:
@@ -239,7 +330,20 @@ def write_data(folder: Path) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(target / f'{index}.jpg')
         pack(TimmSamples(create_dataset('', root=str(folder / 'data' / split))), folder / 'data', split,
              short_side=0, num_shards=3)
+    write_labels(folder / 'labels', folder / 'data/train')
     (folder / 'runs').mkdir()
+
+
+def write_labels(folder: Path, pool: Path) -> None:
+    """Labels for a pool of images, as tools/pseudo_label.py writes them."""
+    samples = open_pool(str(pool))
+    folder.mkdir()
+    (folder / MANIFEST).write_text(json.dumps(dict(
+        pool=str(pool), data_dir=None, split='train', num_images=len(samples),
+        pool_sha256=pool_fingerprint(samples, str(pool)), num_classes=3, classes=['0', '1', '2'], top_k=2)))
+    classes = np.arange(len(samples))[:, None] + [0, 1]
+    write_selection(folder, dict(entries=classes[:, 0], ids=(classes % 3).astype(np.uint16),
+                                 probabilities=np.full(classes.shape, 0.4, np.float16)), {})
 
 
 def tail(run: Path) -> str:
