@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from timm.models import model_entrypoint
 
-from timm_rs.data.digits import is_digits
+from timm_rs.data.builtin import is_builtin
 from timm_rs.files import RECIPES
 from timm_rs.models.complexity import measure_complexity
 from timm_rs.recipe.knobs import Recipe
@@ -37,7 +37,7 @@ def dataset_name(trained: Trained) -> str:
 
 def _used_builtin(trained: Trained) -> bool:
     recipe = trained.recipe
-    return not recipe.dataset and is_digits(recipe.builtin_data, recipe.data_dir)
+    return not recipe.dataset and is_builtin(recipe.builtin_data, recipe.data_dir)
 
 
 def model_card(

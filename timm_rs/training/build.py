@@ -13,7 +13,7 @@ from timm.data.loader import adapt_to_chs
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 
 from timm_rs.containers.weights import check_weights, check_weights_in
-from timm_rs.data.digits import write_digits
+from timm_rs.data.builtin import write_builtin
 from timm_rs.data.listing import summary
 from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
@@ -86,8 +86,9 @@ def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool =
     """
     if recipe.channels:  # before the model is built and timm adapts mean and std to them, with lines of its own
         check_mode(recipe.image_mode, recipe.channels)
-    if recipe.builtin_data == 'digits' and not recipe.data_dir and not recipe.dataset:
-        recipe = dataclasses.replace(recipe, data_dir=str(device.on_primary(write_digits)))
+    if recipe.builtin_data and not recipe.data_dir and not recipe.dataset:
+        folder = device.on_primary(lambda: write_builtin(recipe.builtin_data))
+        recipe = dataclasses.replace(recipe, data_dir=str(folder))
     train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training, known, source)
     for split, dataset in (('training', train_set), ('validation', validation_set)):
         if left_out := getattr(dataset, 'left_out', ()):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from timm_rs.data.digits import is_digits
+from timm_rs.data.builtin import is_builtin
 from timm_rs.errors import UserError
 from timm_rs.files import read_csv, sha256_of
 from timm_rs.recipe.knobs import Recipe
@@ -57,7 +57,7 @@ def create_setting(recipe: Recipe, data_config: dict[str, Any]) -> Setting:
     """What an evaluation with this recipe and timm's data configuration measures; no path is in it."""
     if recipe.dataset:
         name = recipe.dataset.partition('/')[2] or recipe.dataset
-    elif is_digits(recipe.builtin_data, recipe.data_dir):
+    elif is_builtin(recipe.builtin_data, recipe.data_dir):
         name = recipe.builtin_data
     else:
         name = Path(recipe.data_dir or '').name or 'unknown'

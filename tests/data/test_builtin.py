@@ -1,0 +1,75 @@
+"""Data from packages: the real images, whole, always split alike."""
+
+import gzip
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from timm_rs.data import builtin
+from timm_rs.data.builtin import write_builtin
+from timm_rs.errors import UserError
+
+
+def test_digits_are_the_real_ones_in_a_fixed_split(tmp_path):
+    from sklearn.datasets import load_digits
+    folder = write_builtin('digits', tmp_path / 'digits')
+    data = load_digits()
+    files = sorted(folder.glob('*/*/*.png'), key=lambda path: path.name)
+    assert [int(path.parent.name) for path in files] == data.target.tolist()
+    for index in (0, 900, 1796):
+        image = Image.open(files[index])
+        assert image.mode == 'L' and image.size == (8, 8)
+        np.testing.assert_array_equal(np.asarray(image), np.round(data.images[index] * (255 / 16)))
+    counts = {split: len(list((folder / split).glob('*/*.png'))) for split in ('train', 'validation')}
+    assert counts == dict(train=1437, validation=360)
+
+
+def test_half_written_digits_are_written_anew_and_whole_ones_left_alone(tmp_path):
+    folder = write_builtin('digits', tmp_path / 'digits')
+    path = next(folder.glob('train/3/*.png'))
+    stamp = folder.stat().st_mtime_ns
+    assert write_builtin('digits', folder).stat().st_mtime_ns == stamp
+    path.unlink()
+    assert write_builtin('digits', folder) == folder and path.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ['digits']
+
+
+def test_digits_that_cannot_be_written_are_one_message(tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    with pytest.raises(UserError, match='digits cannot be written.*--data-dir'):
+        write_builtin('digits', tmp_path / 'file/digits')
+
+
+def write_idx(folder, split, pixels, labels):
+    for what, header, values in (('images-idx3', 16, pixels), ('labels-idx1', 8, labels)):
+        content = bytes(header) + np.uint8(values).tobytes()
+        (folder / f'{split}-{what}-ubyte.gz').write_bytes(gzip.compress(content))
+
+
+def test_fashion_mnist_is_read_from_the_files_of_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin, 'FASHION_MNIST', tmp_path)
+    with pytest.raises(UserError, match='Fashion-MNIST is not installed: .* dataset-fashion-mnist'):
+        write_builtin('fashion-mnist', tmp_path / 'out')
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28))
+    write_idx(tmp_path, 'train', pixels[:3], [2, 0, 2])
+    write_idx(tmp_path, 't10k', pixels[3:], [1, 0])
+    folder = write_builtin('fashion-mnist', tmp_path / 'out')
+    files = {str(path.relative_to(folder)): np.asarray(Image.open(path)) for path in folder.rglob('*.png')}
+    assert sorted(files) == [
+        'train/0/0001.png', 'train/2/0000.png', 'train/2/0002.png', 'validation/0/0004.png', 'validation/1/0003.png']
+    for name, image in files.items():
+        np.testing.assert_array_equal(image, pixels[int(name[-8:-4])])
+
+
+def test_few_labels_are_drawn_by_the_seed_and_all_other_images_are_the_pool(tmp_path):
+    def written(seed):
+        folder = write_builtin('digits-10', tmp_path / str(seed), seed)
+        return [{int(path.stem) for path in folder.glob(f'{part}/**/*.png')} for part in ('train', 'pool', 'validation')]
+
+    labels = builtin.load_digits().labels
+    (few, pool, validation), (others, *_) = written(0), written(1)
+    assert np.bincount(labels[list(few)]).tolist() == 10 * [10] and few != others
+    assert not few & pool and len(pool) == 1437 - 100 and len(validation) == 360 and few | pool | validation == set(
+        range(1797))
+    assert not [path for path in (tmp_path / '0/pool').iterdir() if path.is_dir()]
