@@ -8,7 +8,7 @@ import functools
 import pytest
 import timm
 import torch
-from conftest import EXPECTED
+from conftest import EXPECTED, ROOT
 
 from timm_rs.models import PAPER_POINTS
 from timm_rs.models.complexity import measure_complexity
@@ -16,6 +16,9 @@ from timm_rs.models.complexity import measure_complexity
 with open(EXPECTED / 'expected_models.csv', newline='') as file:
     ROWS = list(csv.DictReader(file))
 TABLE_7 = [row for row in ROWS if row['table7_params_m']]
+# docs/models.md's table of costs, as tools/flops.py prints it: cells by model
+TABLE = {line.split()[1]: line.split()[3::2] for line in (ROOT / 'docs/models.md').read_text().splitlines()
+         if line.split()[1:2] and line.split()[1] in PAPER_POINTS}
 ROW_IDS = [' '.join(filter(None, (row['model'], row['kwargs']))) for row in ROWS]
 
 
@@ -38,6 +41,13 @@ def test_parameters_and_flops_are_as_expected(row):
     assert cost.params == int(row['params'])
     assert round(2 * cost.macs / 1e9, 2) == float(row['gflops'])
     assert cost.uncounted == {}
+    if row['model'] in TABLE:
+        assert TABLE[row['model']] == [row['img_size'], *(f'{number:.3f}' for number in (
+            cost.params / 1e6, cost.macs / 1e9, 2 * cost.macs / 1e9, cost.activations / 1e6))]
+
+
+def test_the_table_of_costs_has_all_points_of_the_paper():
+    assert list(TABLE) == list(PAPER_POINTS) and set(TABLE) <= {row['model'] for row in ROWS}
 
 
 @pytest.mark.parametrize('row', TABLE_7, ids=[row['model'] for row in TABLE_7])
