@@ -70,16 +70,20 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _neighbour(path: Path) -> Path:
-    """A name beside `path` for this process alone; those of processes of this machine that were killed are freed."""
-    start = f'.{path.name}.{socket.gethostname()}.'
-    for stale in path.parent.glob(f'{glob.escape(start)}*.tmp'):
-        pid = stale.name[len(start):-4]
+    """A name beside `path` for this process alone."""
+    remove_stale(path.parent, glob.escape(path.name))
+    return path.with_name(f'.{path.name}.{socket.gethostname()}.{os.getpid()}.tmp')
+
+
+def remove_stale(folder: Path, name: str = '*') -> None:
+    """Remove what processes of this machine left of `name` (a glob) in `folder` when they were killed."""
+    for stale in folder.glob(f'.{name}.{glob.escape(socket.gethostname())}.*.tmp'):
+        pid = stale.name.split('.')[-2]
         if pid.isdigit() and not _is_running(int(pid)):
             if stale.is_dir():
                 shutil.rmtree(stale, ignore_errors=True)
             else:
                 stale.unlink(missing_ok=True)
-    return path.with_name(f'{start}{os.getpid()}.tmp')
 
 
 def _is_running(pid: int) -> bool:

@@ -65,7 +65,8 @@ def test_fashion_mnist_is_read_from_the_files_of_its_package(tmp_path, monkeypat
 def test_few_labels_are_drawn_by_the_seed_and_all_other_images_are_the_pool(tmp_path):
     def written(seed):
         folder = write_builtin('digits-10', tmp_path / str(seed), seed)
-        return [{int(path.stem) for path in folder.glob(f'{part}/**/*.png')} for part in ('train', 'pool', 'validation')]
+        return [{int(path.stem) for path in folder.glob(f'{part}/**/*.png')}
+                for part in ('train', 'pool', 'validation')]
 
     labels = builtin.load_digits().labels
     (few, pool, validation), (others, *_) = written(0), written(1)

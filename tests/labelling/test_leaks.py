@@ -11,7 +11,8 @@ def unit(rows):
 
 
 def answers(names, content, looks, features, reasons=None):
-    return Answers(names, reasons or {}, torch.zeros(len(names), 2), unit(features), None, content, looks)
+    return Answers(list(range(len(names))), names, reasons or {}, torch.zeros(len(names), 2), unit(features), None,
+                   content, looks)
 
 
 def random_looks(count, seed=0):

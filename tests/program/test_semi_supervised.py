@@ -44,6 +44,12 @@ def test_other_pseudo_labels_are_refused_like_another_recipe(run, image_folder, 
     refused(run(*arguments, *moved, '--experiment', 'A', '--resume', 'auto'), 'pseudo labels', '--allow-recipe-change')
 
 
+def test_a_pool_of_nothing_but_the_labelled_images_is_refused(run, image_folder, tmp_path):
+    labels = write_pseudo(tmp_path / 'P', image_folder / 'train')
+    refused(run(*TINY, '--data-dir', image_folder, '--pseudo-dir', labels),
+            'has no image but the labelled ones', 'train without --pseudo-dir')
+
+
 @pytest.mark.parametrize(('extra', 'parts'), [
     (['-b', 6], ['batch_size 6 is no multiple of 4', 'give 4 or 8', '--pseudo-ratio']),
     (['-b', 3, '--pseudo-ratio', 4], ['batch_size 3', 'give 5']),

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import random
@@ -41,7 +42,7 @@ def pool(tiny_run, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch):
     monkeypatch.setattr(units, 'UNIT', 8)
-    monkeypatch.setattr(units, 'POLL_S', 0.02)
+    monkeypatch.setattr('timm_rs.labelling.label.POLL_S', 0.02)
 
 
 @pytest.fixture
@@ -137,8 +138,36 @@ def test_a_damaged_unit_is_made_again(label, tmp_path):
     assert content(tmp_path / 'P') == before
 
 
+@pytest.mark.slow
+def test_workers_change_nothing(label, tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_rs.data.loader.num_cores', lambda: 2)
+    label(tmp_path / 'P')
+    label(tmp_path / 'Q', '-j', 2)
+    assert content(tmp_path / 'P') == content(tmp_path / 'Q')
+
+
+def test_a_full_disk_keeps_what_is_labelled(label, tmp_path, monkeypatch, capsys):
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith('000002.npz'):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+    label(tmp_path / 'whole')
+    monkeypatch.setattr(os, 'replace', full)
+    with pytest.raises(SystemExit) as stop:
+        label(tmp_path / 'part')
+    assert stop.value.code == 2 and 'No space left on device; what is labelled is kept' in capsys.readouterr().err
+    assert sorted(content(tmp_path / 'part')) == ['manifest.json', 'units/000000.npz', 'units/000001.npz']
+    monkeypatch.undo()
+    monkeypatch.setattr(units, 'UNIT', 8)
+    label(tmp_path / 'part')
+    assert content(tmp_path / 'part') == content(tmp_path / 'whole')
+
+
 def test_from_a_pool_to_a_student(label, run, image_folder, tmp_path, capsys):
     label(tmp_path / 'P', exclude=False)
+    assert 'selected from it, unless you select otherwise' in capsys.readouterr().out
     tool.main(['select', str(tmp_path / 'P'), '--min-confidence', '0.34', '--per-class', '12'])
     out = capsys.readouterr().out
     assert 'class' in out and 'entries of' in out and '--pseudo-dir' in out

@@ -1,7 +1,7 @@
 """Batches: uint8 images from data workers through shared memory to the device, normalised (and mixed) there."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -103,8 +103,9 @@ class Loader:
 
     is_exact = True
 
-    def __init__(self, dataset: TransformedSamples, batches: TrainBatches | EvalBatches, data_config: dict[str, Any],
-                 num_workers: int, device: Device, erase: RandomErasing | MaskedErasing | None = None,
+    def __init__(self, dataset: TransformedSamples, batches: TrainBatches | EvalBatches | Iterable[list[Ticket]],
+                 data_config: dict[str, Any], num_workers: int, device: Device,
+                 erase: RandomErasing | MaskedErasing | None = None,
                  mix: Mixup | MaskedMixup | SoftMixup | None = None,
                  dense: Callable[[torch.Tensor], torch.Tensor] | None = None):
         """`dense` makes, on the device, what the model learns of targets that are shorter on the way."""
@@ -122,7 +123,7 @@ class Loader:
             torch.device('cpu') if device.is_lazy else device.torch_device)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for images, targets in self._normalized():

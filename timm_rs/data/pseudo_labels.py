@@ -1,7 +1,9 @@
 """A folder of pseudo labels as training reads it: the manifest of the labelling, and which labels are selected."""
 
+import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,24 @@ def open_mixture(labelled: Samples, classes: dict[Any, int], num_classes: int, f
     if pool_fingerprint(samples, location) != manifest['pool_sha256']:
         raise UserError(f'{location} is not the pool that {folder} was made from: other images or other sizes; '
                         'give its place with --pseudo-pool, or label it again')
+    _check_is_more(labelled, samples, location)
     identity = json.dumps([manifest['pool_sha256'], manifest['classes'], *(selection[name] for name in ARRAYS)])
     return Mixture(labelled, samples, entries, ids, probabilities, ratio,
                    hashlib.sha256(identity.encode()).hexdigest())
+
+
+def _check_is_more(labelled: Samples, pool: Samples, location: str) -> None:
+    """Raise UserError where every image of the pool is, by its path, one of the labelled ones."""
+    real_folder = functools.cache(os.path.realpath)  # one of a million images costs too much
+
+    def place(samples: Samples, index: int) -> tuple[str, str]:
+        folder, name = os.path.split(samples.name(index))
+        return real_folder(folder), name
+
+    known = {place(labelled, index) for index in range(len(labelled))}
+    if all(place(pool, index) in known for index in range(len(pool))):
+        raise UserError(f'the pool {location} has no image but the labelled ones; label images that training does not '
+                        'have, or train without --pseudo-dir')
 
 
 def _in_classes(ids: Any, manifest: dict[str, Any], classes: dict[Any, int], num_classes: int, folder: Path) -> Any:

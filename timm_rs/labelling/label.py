@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,16 +14,17 @@ import torch
 from timm_rs.data.datasets import open_split
 from timm_rs.data.minival import split_minival
 from timm_rs.data.pool import open_pool, pool_fingerprint
-from timm_rs.data.samples import Samples, Subset, as_samples
+from timm_rs.data.samples import Samples, as_samples
 from timm_rs.errors import UserError
-from timm_rs.files import write_csv
-from timm_rs.labelling.leaks import References, look_at_references
-from timm_rs.labelling.teacher import Teacher
+from timm_rs.files import remove_stale, write_csv
+from timm_rs.labelling.leaks import Leak, References, look_at_references
+from timm_rs.labelling.teacher import Answers, Teacher, batches_of
 from timm_rs.labelling.units import Unit, Units, open_units
 from timm_rs.progress import track
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.lock import FolderBusy
 
+POLL_S = 1.0  # how often to look whether another process has ended
 LEAK_COLUMNS = ('name', 'is_again', 'kind', 'distance')
 
 
@@ -76,8 +78,7 @@ def label_pool(teacher: Teacher, samples: Samples, folder: Path, manifest: dict[
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FolderBusy):  # who writes the same lists
                 units.lock('lists', stack)
-                for half in folder.glob('.*.csv.*.tmp'):  # of a process that was killed
-                    half.unlink(missing_ok=True)
+            remove_stale(folder)
             return write_lists(units, samples, folder)
     except OSError as error:
         raise UserError(f'{folder} cannot be written: {error.strerror or error}; what is labelled is kept, start '
@@ -86,26 +87,66 @@ def label_pool(teacher: Teacher, samples: Samples, folder: Path, manifest: dict[
 
 def _label(teacher: Teacher, samples: Samples, units: Units, to_do: list[int], references: References | None
            ) -> Iterator[None]:
-    """Make the units `to_do`, and stop after each batch."""
-    kind = np.uint16 if teacher.num_classes <= 2**16 else np.uint32
-    for number in units.to_do(to_do):
-        ids, shares, leaks, begin = [], [], [], 0
-        reasons: dict[int, str] = {}
-        for answers in teacher.look_at(Subset(samples, units.images(number)), references is not None):
-            best = answers.logits.softmax(1).topk(units.top_k)
-            good = torch.tensor([place not in answers.reasons for place in range(len(answers.names))])[:, None]
-            ids.append((best.indices * good).numpy().astype(kind))
-            shares.append((best.values * good).numpy().astype(np.float16))
-            reasons |= {begin + place: reason for place, reason in answers.reasons.items()}
-            if references is not None:
-                leaks += [leak._replace(place=begin + leak.place) for leak in references.find(answers)]
-            begin += len(answers.names)
+    """Make the units `to_do`, and stop after each batch.
+
+    Those that other processes are at come last: they are there then, or their process has died.
+    """
+    while to_do:
+        yield from _label_free(teacher, samples, units, to_do, references)
+        to_do = [number for number in to_do if units.read(number) is None]
+        if to_do:
+            time.sleep(POLL_S)
+
+
+def _label_free(teacher: Teacher, samples: Samples, units: Units, to_do: list[int], references: References | None
+                ) -> Iterator[None]:
+    """Make those of the units `to_do` that no other process is at; workers read one while another is written."""
+    locks: dict[int, contextlib.ExitStack] = {}
+    with contextlib.ExitStack() as all_locks:
+
+        def batches() -> Iterator[range]:
+            for number, lock in units.claim(to_do):
+                locks[number] = all_locks.enter_context(lock)
+                yield from batches_of(units.images(number), teacher.batch_size)
+
+        parts: list[Part] = []  # of one unit
+        for answers in teacher.look_at(samples, batches(), references is not None):
+            parts.append(part_of(answers, units.top_k, references))
+            number = units.of(answers.images[0])
+            if answers.images[-1] == units.images(number)[-1]:
+                units.write(number, unit_of(parts, teacher.num_classes))
+                locks.pop(number).close()
+                parts = []
             yield
-        places, of, kinds, distances = zip(*leaks, strict=True) if leaks else ([], [], [], [])
-        units.write(number, Unit(
-            np.concatenate(ids), np.concatenate(shares), np.array(list(reasons), np.int32),
-            np.array(list(reasons.values()), np.str_), np.array(places, np.int32), np.array(of, np.str_),
-            np.array(kinds, np.str_), np.array(distances, np.float32)))
+
+
+class Part(NamedTuple):
+    """What a unit keeps of a batch; reasons go by the place in the batch."""
+
+    ids: torch.Tensor
+    probabilities: torch.Tensor
+    reasons: dict[int, str]
+    leaks: list[Leak]
+
+
+def part_of(answers: Answers, top_k: int, references: References | None) -> Part:
+    best = answers.logits.softmax(1).topk(top_k)
+    good = torch.tensor([place not in answers.reasons for place in range(len(answers.names))])[:, None]
+    return Part(best.indices * good, (best.values * good).half(), answers.reasons,
+                references.find(answers) if references is not None else [])
+
+
+def unit_of(parts: list[Part], num_classes: int) -> Unit:
+    begins = np.cumsum([0, *(len(part.ids) for part in parts[:-1])]).tolist()
+    reasons = {begin + place: reason for begin, part in zip(begins, parts, strict=True)
+               for place, reason in part.reasons.items()}
+    leaks = [(begin + leak.place, *leak[1:]) for begin, part in zip(begins, parts, strict=True) for leak in part.leaks]
+    places, of, kinds, distances = zip(*leaks, strict=True) if leaks else ([], [], [], [])
+    return Unit(
+        torch.cat([part.ids for part in parts]).numpy().astype(np.uint16 if num_classes <= 2**16 else np.uint32),
+        torch.cat([part.probabilities for part in parts]).numpy(), np.array(list(reasons), np.int32),
+        np.array(list(reasons.values()), np.str_), np.array(places, np.int32), np.array(of, np.str_),
+        np.array(kinds, np.str_), np.array(distances, np.float32))
 
 
 def write_lists(units: Units, samples: Samples, folder: Path) -> Totals:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from timm_rs.data.samples import Samples
-from timm_rs.labelling.teacher import Answers, Teacher
+from timm_rs.labelling.teacher import Answers, Teacher, batches_of
 from timm_rs.progress import track
 
 MAX_BITS = 4  # of 64, in which the looks of one image may differ
@@ -44,7 +44,8 @@ class References:
                  mirrored: torch.Tensor):
         self.names = names
         self.by_content = {tuple(row): index for index, row in reversed(list(enumerate(content.tolist())))}
-        self.signs, self.features = as_signs(looks), torch.cat([features, mirrored])
+        self.features = torch.cat([features, mirrored])
+        self.signs = as_signs(looks).to(features.device)
         apart = nearest_other(lambda rows: (64 - self.signs[rows] @ self.signs.T) / 2, len(names))
         self.bits = next((bits for bits in range(MAX_BITS, -1, -1)
                           if (apart <= bits).float().mean() <= RARE), -1)
@@ -55,8 +56,9 @@ class References:
     def find(self, answers: Answers) -> list[Leak]:
         """Which of the images in `answers` are references again, each by its surest sign."""
         assert answers.features is not None
-        bits, by_looks = ((64 - as_signs(answers.looks) @ self.signs.T) / 2).min(1)
-        apart, by_features = (1 - answers.features @ self.features.T).min(1)
+        signs = as_signs(answers.looks).to(self.signs.device)
+        bits, by_looks, apart, by_features = (column.tolist() for distances in (
+            (64 - signs @ self.signs.T) / 2, 1 - answers.features @ self.features.T) for column in distances.min(1))
         found = []
         for place, content in enumerate(answers.content.tolist()):
             if place in answers.reasons:
@@ -64,10 +66,10 @@ class References:
             if (which := self.by_content.get(tuple(content))) is not None:
                 found.append(Leak(place, self.names[which], 'same bytes', 0.0))
             elif bits[place] <= self.bits:
-                found.append(Leak(place, self.names[by_looks[place]], 'same looks', float(bits[place])))
+                found.append(Leak(place, self.names[by_looks[place]], 'same looks', bits[place]))
             elif apart[place] <= self.distance:
-                which = int(by_features[place]) % len(self.names)
-                found.append(Leak(place, self.names[which], 'same features', max(0.0, float(apart[place]))))
+                which = by_features[place] % len(self.names)
+                found.append(Leak(place, self.names[which], 'same features', max(0.0, apart[place])))
         return found
 
 
@@ -76,7 +78,8 @@ def look_at_references(teacher: Teacher, sets: list[Samples]) -> References:
     parts: list[list[Any]] = [[], [], [], [], []]
     for samples in sets:
         batches = -(-len(samples) // teacher.batch_size)
-        for answers in track(teacher.look_at(samples, True, True), 'validation images', total=batches):
+        looks = teacher.look_at(samples, batches_of(range(len(samples)), teacher.batch_size), True, True)
+        for answers in track(looks, 'validation images', total=batches):
             good = [index for index in range(len(answers.names)) if index not in answers.reasons]
             parts[0] += [answers.names[index] for index in good]
             for part, column in zip(

@@ -1,7 +1,8 @@
 """A teacher, and what it says of images."""
 
 import hashlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from timm_rs.data.loader import Loader, TransformedSamples, num_workers
-from timm_rs.data.sampler import EvalBatches, Ticket
+from timm_rs.data.sampler import PADDING, Ticket
 from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.inference.source import Source
@@ -17,17 +18,20 @@ from timm_rs.transforms.create import create_transform
 
 
 class Answers(NamedTuple):
-    """What a teacher says of N images, on the CPU.
+    """What a teacher says of N images, on the CPU but for features.
 
     Attributes:
+        images: their indices.
         names: of the images.
         reasons: why an image could not be used, by its place; all else says nothing of those.
         logits: (N, classes), float32.
-        features: (N, channels), float32, of length 1; those of the mirrored images in `mirrored`. None unless wanted.
+        features: (N, channels), float32, of length 1, where the teacher is; those of the mirrored images in
+            `mirrored`. None unless wanted.
         content: (N, 2) int64, half of the SHA-256 of the encoded image.
         looks: (N,) int64, a difference hash of 64 bits of what the teacher sees.
     """
 
+    images: list[int]
     names: list[str]
     reasons: dict[int, str]
     logits: torch.Tensor
@@ -60,40 +64,49 @@ class Teacher:
         return digest.hexdigest()
 
     @torch.inference_mode()
-    def look_at(self, samples: Samples, features: bool = False, mirrored: bool = False) -> Iterator[Answers]:
-        """Batch by batch, all of `samples` in order. Batches have one shape, so that no answer depends on the rest."""
-        loader = self._loader(samples)
-        names = (samples.name(index) for index in range(len(samples)))
+    def look_at(self, samples: Samples, batches: Iterable[range], features: bool = False, mirrored: bool = False
+                ) -> Iterator[Answers]:
+        """Batch by batch, those of `samples` that `batches` asks for, a little ahead of time.
+
+        All batches are filled up to one shape, so that no answer depends on the rest.
+        """
+        asked: deque[range] = deque()
+        loader = self._loader(samples, self._tickets(batches, asked))
         problems: dict[str, str] = {}
         for images, told in loader:
             problems.update(loader.take_problems())  # those of the next batch come early
             with self.device.autocast(self.dtype):
                 maps = self.model.forward_features(images)
                 logits = self.model.forward_head(maps)
-            told = told.cpu()
-            told = told[told[:, 0] != FILLED]
-            count = len(told)
-            some_names = [next(names) for _ in range(count)]
+                seen = self._features(maps) if features else None
+                mirror = self._features(self.model.forward_features(images.flip(3))) if mirrored else None
+            batch = asked.popleft()
+            count = len(batch)
+            names = [samples.name(index) for index in batch]
+            told = told[:count].cpu()
             yield Answers(
-                some_names, {index: problems[some_names[index]] for index in range(count) if told[index, 0] == BAD},
-                logits[:count].float().cpu(), self._features(maps)[:count] if features else None,
-                self._features(self.model.forward_features(images.flip(3)))[:count] if mirrored else None,
-                told[:, 1:3], told[:, 3])
+                list(batch), names, {index: problems[names[index]] for index in range(count) if told[index, 0] == BAD},
+                logits[:count].float().cpu(), None if seen is None else seen[:count],
+                None if mirror is None else mirror[:count], told[:, 1:3], told[:, 3])
+
+    def _tickets(self, batches: Iterable[range], asked: deque[range]) -> Iterator[list[Ticket]]:
+        for batch in batches:
+            asked.append(batch)
+            yield [Ticket(index) for index in batch] + [Ticket(PADDING)] * (self.batch_size - len(batch))
 
     def _features(self, maps: torch.Tensor) -> torch.Tensor:
         pooled = self.model.forward_head(maps, pre_logits=True).float().flatten(1)
-        return torch.nn.functional.normalize(pooled).cpu()
+        return torch.nn.functional.normalize(pooled)
 
-    def _loader(self, samples: Samples) -> Loader:
+    def _loader(self, samples: Samples, batches: Iterator[list[Ticket]]) -> Loader:
         channels, height, width = self.source.data_config['input_size']
         dataset = FingerprintedSamples(
             samples, self.transform, fingerprint, ((height, width, channels), torch.tensor([BAD, 0, 0, 0])),
             replace=False)
-        return Loader(dataset, EvalBatches(len(samples), self.batch_size, full_batches=True), self.source.data_config,
-                      self.workers, self.device)
+        return Loader(dataset, batches, self.source.data_config, self.workers, self.device)
 
 
-GOOD, BAD, FILLED = 1, 0, -1  # what a row of fingerprints is of: an image, a bad one, the rest of a batch
+GOOD, BAD = 1, 0  # what a row of fingerprints is of; the rest of a batch, too, is 0
 
 
 class FingerprintedSamples(TransformedSamples):
@@ -104,9 +117,7 @@ class FingerprintedSamples(TransformedSamples):
 
     def __getitem__(self, ticket: Ticket) -> tuple[Any, Any, Any]:
         pixels, told, problems = super().__getitem__(ticket)
-        if ticket.sample < 0:
-            told = torch.tensor([FILLED, 0, 0, 0])
-        elif told[0] == GOOD:
+        if told[0] == GOOD:
             told[3] = looks_of(pixels)
         return pixels, told, problems
 
@@ -139,3 +150,9 @@ def looks_of(pixels: Any) -> int:
     grey = Image.fromarray(np.asarray(pixels, np.float32).mean(2).astype(np.uint8))
     small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
     return int(np.packbits(small[:, 1:] > small[:, :-1]).view('<i8')[0])
+
+
+def batches_of(images: range, batch_size: int) -> Iterator[range]:
+    """`images` in parts of `batch_size`, the last with the rest."""
+    for begin in range(images.start, images.stop, batch_size):
+        yield range(begin, min(begin + batch_size, images.stop))

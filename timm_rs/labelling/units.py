@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from timm_rs.files import atomic_write, make_folder, read_json
 from timm_rs.training.lock import FolderBusy, FolderLock
 
 UNIT = 4096  # images
-POLL_S = 1.0  # how often to look whether another process has ended
 
 
 class Unit(NamedTuple):
@@ -51,6 +49,11 @@ class Units:
     def __len__(self) -> int:
         return -(-self.num_images // UNIT)
 
+    @staticmethod
+    def of(image: int) -> int:
+        """The unit that an image of the pool is in."""
+        return image // UNIT
+
     def path(self, number: int) -> Path:
         return self.folder / f'{number:06}.npz'
 
@@ -82,26 +85,18 @@ class Units:
         """Units that are not there, or damaged."""
         return [number for number in range(len(self)) if self.read(number) is None]
 
-    def to_do(self, left: list[int]) -> Iterator[int]:
-        """Those of the units `left` that are missing, each locked while its turn lasts, until all are there.
-
-        Those that other processes are at come last: they are there then, or their process has died.
-        """
-        while left:
-            busy = []
-            for number in left:
-                with contextlib.ExitStack() as stack:
-                    try:
-                        self.lock(f'{number:06}', stack)
-                    except FolderBusy:
-                        busy.append(number)
-                        continue
-                    if self.read(number) is None:
-                        yield number
-            left = busy
-            if left:
-                time.sleep(POLL_S)
-                left = [number for number in left if self.read(number) is None]
+    def claim(self, left: list[int]) -> Iterator[tuple[int, contextlib.ExitStack]]:
+        """Those of the units `left` that are missing and that no other process is at, and their locks, held."""
+        for number in left:
+            lock = contextlib.ExitStack()
+            try:
+                self.lock(f'{number:06}', lock)
+            except FolderBusy:
+                continue
+            if self.read(number) is None:
+                yield number, lock
+            else:
+                lock.close()
 
     def clean(self) -> None:
         """Remove what killed processes have left beside the units."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from timm_rs.data.pool import open_pool
+from timm_rs.data.pseudo_labels import SELECTION
 from timm_rs.device import create_device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.inference.source import open_model
@@ -19,6 +20,7 @@ from timm_rs.labelling.selection import select, warnings_of
 from timm_rs.labelling.teacher import Teacher
 from timm_rs.recipe.command_line import Parser, at_least
 
+MIN_CONFIDENCE = 0.3  # Noisy Student's
 LABEL_EXAMPLE = """example:
   python tools/pseudo_label.py label photos labels --teacher output/train/teacher --exclude-like imagenet/validation
 """
@@ -27,7 +29,7 @@ SELECT_EXAMPLE = """example:
 """
 EXAMPLE = """examples:
   python tools/pseudo_label.py label photos labels --teacher output/train/teacher
-  python tools/pseudo_label.py select labels --min-confidence 0.3
+  python tools/pseudo_label.py select labels --min-confidence 0.6 --per-class 1000
   python train.py --recipe train_recipes/semi/rs152_i224_pseudo.yaml --data-dir imagenet --pseudo-dir labels
 """
 
@@ -64,7 +66,8 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
 
 def _add_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('folder', type=Path, metavar='OUT', help='with the labels')
-    parser.add_argument('--min-confidence', type=float, default=0.3, metavar='P', help='of the likeliest class [0.3]')
+    parser.add_argument('--min-confidence', type=float, default=MIN_CONFIDENCE, metavar='P',
+                        help=f'of the likeliest class [{MIN_CONFIDENCE}]')
     parser.add_argument('--per-class', type=at_least(1), metavar='N',
                         help='exactly so many of each class: the surest, or copies where there are too few [all]')
     parser.add_argument('--seed', type=at_least(0), default=0, metavar='N', help='of what is drawn [0]')
@@ -83,7 +86,10 @@ def run_label(arguments: argparse.Namespace) -> None:
     totals = label_pool(teacher, samples, arguments.folder, manifest, [images for _, images in excluded])
     print(f'{len(samples):,} images labelled by {source.name}, {totals.bad:,} bad, {totals.leaks:,} of the excluded '
           f'data; all in {arguments.folder}')
-    print(f'next: tools/pseudo_label.py select {arguments.folder}')
+    if not (arguments.folder / SELECTION).exists():
+        print(f'selected from it, unless you select otherwise (tools/pseudo_label.py select {arguments.folder} …):')
+        if not select_and_show(arguments.folder):
+            print('warning: no image is sure enough; select with a lower --min-confidence')
 
 
 def in_full(place: str) -> str:
@@ -94,16 +100,24 @@ def in_full(place: str) -> str:
 def run_select(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.min_confidence <= 1:
         raise UserError(f'--min-confidence must be between 0 and 1, got {arguments.min_confidence}')
-    rows = select(arguments.folder, arguments.min_confidence, arguments.per_class, arguments.seed, arguments.keep_leaks)
+    if not select_and_show(arguments.folder, arguments.min_confidence, arguments.per_class, arguments.seed,
+                           arguments.keep_leaks):
+        raise UserError(f'no image is sure enough: lower --min-confidence {arguments.min_confidence}')
+
+
+def select_and_show(folder: Path, min_confidence: float = MIN_CONFIDENCE, per_class: int | None = None, seed: int = 0,
+                    keep_leaks: bool = False) -> int:
+    """Select, show what that gives of each class, and return how many entries it has."""
+    rows = select(folder, min_confidence, per_class, seed, keep_leaks)
     print_table(rows)
     for warning in warnings_of(rows):
         print(f'warning: {warning}')
     total = sum(row['kept'] + row['copies'] for row in rows)
-    print(f'{total:,} entries of {sum(row["kept"] for row in rows):,} images; table and plot: '
-          f'{arguments.folder}/selection.csv, .png')
-    if not total:
-        raise UserError(f'no image is sure enough: lower --min-confidence {arguments.min_confidence}')
-    print(f'next: train.py … --pseudo-dir {arguments.folder}')
+    print(f'{total:,} entries of {sum(row["kept"] for row in rows):,} images; table and plot: {folder}/selection.csv, '
+          '.png')
+    if total:
+        print(f'next: train.py … --pseudo-dir {folder}')
+    return total
 
 
 def print_table(rows: list[dict[str, Any]], limit: int = 50) -> None:

@@ -57,7 +57,7 @@ KINDS = {  # what differs from run to run; each kind has a run of its own that i
     'folder': ['--workers', '0'],
     'workers': ['--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'],
     'shards': ['--workers', '0', '--dataset', 'wds/data', '--amp', '--amp-dtype', 'bfloat16'],
-    'pseudo': ['--workers', '2', '--pseudo-dir', 'labels', '--batch-size', '8'],
+    'pseudo': ['--workers', '2', '--pseudo-dir', '{}/labels', '--batch-size', '8'],
 }
 WAYS = ('kill', 'operation', 'worker', 'pause')
 OPERATIONS = ('fsync', 'replace', 'rename', 'link', 'unlink', 'remove', 'rmdir')  # of the module os
@@ -171,9 +171,8 @@ class Run:
 
     def __init__(self, folder: Path, name: str, trial: Trial, options: list[str], fatal: int | None = None):
         """Start the processes; the first dies at its file operation `fatal`, see `count_operations`."""
-        argv = [*ARGUMENTS, *KINDS[trial.kind], *options, '--data-dir', str(folder / 'data'),
-                '--output', str(folder / 'runs'), '--experiment', name, '--resume', 'auto']
-        argv = [str(folder / 'labels') if word == 'labels' else word for word in argv]
+        argv = [*ARGUMENTS, *(word.format(folder) for word in KINDS[trial.kind]), *options, '--data-dir',
+                f'{folder}/data', '--output', f'{folder}/runs', '--experiment', name, '--resume', 'auto']
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
@@ -256,8 +255,8 @@ def count_operations(record: Path, fatal: int | None = None) -> None:
         nonlocal done
         if os.getpid() != own:  # a data worker
             return operation(*args, **kwargs)
-        moment, done = 2 * done, done + 1
         os.write(counter, b'.')
+        moment, done = 2 * done, done + 1
         if moment == fatal:
             os.kill(own, signal.SIGKILL)
         try:
