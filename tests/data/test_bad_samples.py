@@ -1,7 +1,10 @@
+import concurrent.futures
 import shutil
+import signal
 import struct
 import subprocess
 import tarfile
+import time
 import zlib
 
 import pytest
@@ -25,6 +28,7 @@ from timm_rs.errors import UserError
 from timm_rs.inference.predict import FileSamples
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.classification import Classification
+from timm_rs.transforms.decode import BadImage, Limits
 
 DATA = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, crop_mode='center',
             interpolation='bicubic')
@@ -141,6 +145,38 @@ def test_the_limits_of_the_recipe_hold_for_either_loader(images, caplog):
         caplog.clear()
         assert by_timm_loader(images, caplog, **limits)[0] == [[0, 0, 0, 1, 1, 1]] and reason in caplog.text
     assert by_fast_loader(images, max_image_pixels=900, max_image_scans=10) == ([[0, 0, 0, 1, 1, 1]], [])
+
+
+def test_an_image_that_takes_too_long_is_a_bad_sample_by_every_entry(images, tmp_path, caplog, monkeypatch):
+    open_image = Image.open
+
+    def open_slowly(file, **options):
+        while file.getvalue() == slow:
+            pass
+        return open_image(file, **options)
+    Image.open(images / 'cat/1.jpg').save(images / 'cat/1.jpg', 'PNG')  # which Pillow decodes
+    slow = (images / 'cat/1.jpg').read_bytes()
+    monkeypatch.setattr(Image, 'open', open_slowly)
+    labels, found = by_fast_loader(images, max_image_seconds=0.05)
+    assert labels == [[0, -1, 0, 1, 1, 1]] and 'takes more than 0.05 s to decode' in found[0][1]
+    labels, messages = by_timm_loader(images, caplog, max_image_seconds=0.05)
+    assert labels == [[0, 0, 0, 1, 1, 1]] and any('takes more than 0.05 s' in line for line in messages)
+    sample = FileSamples([str(images / 'cat/1.jpg')])
+    assert 'takes more than 0.05 s' in problem_of(sample, 0, limits=Limits(seconds=0.05))
+    monkeypatch.setattr('timm_rs.data.shards.packing.DEFAULT_LIMITS', Limits(seconds=0.05))
+    pack(open_split(Recipe(data_dir=str(images), val_split=''), 'train', False), tmp_path / 'packed', 'train', 32)
+    assert 'takes more than 0.05 s' in (tmp_path / 'packed/bad_samples.csv').read_text()
+    assert signal.getitimer(signal.ITIMER_PROF)[0] == 0 and signal.getsignal(signal.SIGPROF) is signal.SIG_DFL
+
+
+def test_time_is_that_of_the_processor_and_other_threads_have_no_limit():
+    with Limits(seconds=0.02).in_time():
+        time.sleep(0.1)
+    with pytest.raises(BadImage, match='more than 0.02 s'), Limits(seconds=0.02).in_time():
+        while True:
+            pass
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: Limits(seconds=1e-6).in_time().__enter__()).result()
 
 
 def write_tar(path, images):

@@ -30,7 +30,8 @@ def problem_of(samples: Samples, index: int, mode: str = 'RGB', limits: Limits =
     """Why image `index` cannot be used, in a few words, or None when it can. Reads and decodes all of it."""
     try:
         source, _ = samples.read(index)
-        open_picture(source, mode, limits).pixels()
+        with limits.in_time():
+            open_picture(source, mode, limits).pixels()
     except BadImage as error:
         return str(error)
     except READ_ERRORS as error:

@@ -136,8 +136,8 @@ class PilDataset:
         for number in range(index, index + MAX_BAD_IN_A_ROW):
             try:
                 source, target = self.samples.read(number % len(self))
-                image = source if isinstance(source, Image.Image) else open_with_pillow(source, self.limits)
-                with pillow_deciding():
+                with self.limits.in_time(), pillow_deciding():
+                    image = source if isinstance(source, Image.Image) else open_with_pillow(source, self.limits)
                     image = image.convert(self.mode)
                 break
             except (BadImage, *READ_ERRORS) as error:

@@ -163,7 +163,8 @@ def _in_ascii(url: str) -> str:
 
 def _loader(source: Source, samples: FileSamples, batch_size: int, workers: int, device: Device) -> Loader:
     recipe = replace(source.recipe, loader='fast', validation_batch_size=batch_size, workers=workers,
-                     max_image_pixels=DEFAULTS.max_image_pixels, max_image_scans=DEFAULTS.max_image_scans)
+                     max_image_pixels=DEFAULTS.max_image_pixels, max_image_scans=DEFAULTS.max_image_scans,
+                     max_image_seconds=DEFAULTS.max_image_seconds)
     loader = create_eval_loader(samples, recipe, source.data_config, create_task(recipe), 1, device)
     assert isinstance(loader, Loader)
     return loader

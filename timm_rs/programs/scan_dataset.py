@@ -18,7 +18,7 @@ from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import DEFAULTS, check_value
 from timm_rs.transforms.create import create_limits
 
-LIMITS = 'max_image_pixels', 'max_image_scans'  # as in train.py
+LIMITS = 'max_image_pixels', 'max_image_scans', 'max_image_seconds'  # as in train.py
 EXAMPLE = """example:
   python tools/scan_dataset.py imagenet
   python tools/scan_dataset.py imagenet --split validation --workers 16 --output bad_samples.csv

@@ -44,10 +44,11 @@ class Transform:
 
     def __call__(self, source: bytes | Image.Image, seed: int) -> Pixels:
         rng = np.random.default_rng(seed)
-        pixels = self.crop(open_picture(source, self.mode, self.limits), rng)
-        for step in self.steps:
-            pixels = step(pixels, rng)
-        return pixels
+        with self.limits.in_time():
+            pixels = self.crop(open_picture(source, self.mode, self.limits), rng)
+            for step in self.steps:
+                pixels = step(pixels, rng)
+            return pixels
 
 
 def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
@@ -108,7 +109,7 @@ def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: 
 
 def create_limits(recipe: Recipe) -> Limits:
     """What an image may cost, by the recipe."""
-    return Limits(recipe.max_image_pixels, recipe.max_image_scans)
+    return Limits(recipe.max_image_pixels, recipe.max_image_scans, recipe.max_image_seconds)
 
 
 def create_timm_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Any:

@@ -9,6 +9,8 @@ process (timm, torchvision, Hugging Face): others are hardly tested or, as PostS
 
 import io
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,10 +48,33 @@ class Limits(NamedTuple):
     Attributes:
         pixels: how many it may have; None: as many as Pillow allows.
         scans: how many a JPEG may come in; each costs as much as decoding another image, and takes a few bytes.
+        seconds: how long the processor may work on it. Not the clock, so that a slow disk harms no image.
     """
 
     pixels: int | None = None
     scans: int = 32
+    seconds: float = 60.0
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Raise BadImage once this process has worked for `seconds` on the block; a library is let finish a call.
+
+        Signals do that, so there is no limit in other threads than the main one, and on Windows.
+        """
+        if not hasattr(signal, 'setitimer') or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(*_: object) -> None:
+            raise BadImage(f'takes more than {self.seconds:g} s to decode')
+
+        before = signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, before)
 
 
 DEFAULT_LIMITS = Limits()

@@ -37,7 +37,7 @@ from timm_rs.data.workers import end_with
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write, sha256_of, write_csv
 from timm_rs.progress import track
-from timm_rs.transforms.decode import BadImage, open_picture, open_with_pillow
+from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, open_picture, open_with_pillow
 
 # 8192 photos of 288 px are about 270 MB, and 2048 of ImageNet's originals are about as much.
 SAMPLES_PER_SHARD, ORIGINALS_PER_SHARD = 8192, 2048
@@ -289,7 +289,7 @@ class _Encoder(Dataset[_Encoded]):
 
     def __getitem__(self, index: int) -> _Encoded:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), DEFAULT_LIMITS.in_time():
                 warnings.simplefilter('ignore')  # PIL's, of metadata it does not understand
                 source, target = self.samples.read(index)
                 content, extension = encode(source, self.short_side, self.quality)
