@@ -64,14 +64,16 @@ def pair_sentences(first: str, ones: Sequence[Point], second: str, others: Seque
 def verdict_sentence(first: str, second: str, at: str, comparison: Comparison) -> str:
     """Such as 'depth beats width by 1.9 ± 0.7 points at equal GMACs (epochs=350)'."""
     difference, margin = comparison.difference, comparison.margin
+    signed = f'{round(difference, 1) + 0.0:+.1f}'  # -0.04 is +0.0
     if comparison.decided:
         better, worse = (first, second) if difference > 0 else (second, first)
-        return f'{better} beats {worse} by {abs(difference):.1f} ± {margin:.1f} points {at}'
+        digits = 1 if f'{abs(difference):.1f}' != f'{margin:.1f}' else 2  # 0.6 ± 0.6 would look undecided
+        return f'{better} beats {worse} by {abs(difference):.{digits}f} ± {margin:.{digits}f} points {at}'
     beginning = f'{first} against {second} {at}: cannot tell'
     if margin is None:
-        return (f'{beginning} ({difference:+.1f} points, with a single seed): run '
+        return (f'{beginning} ({signed} points, with a single seed): run '
                 f'{_number(comparison.more_seeds or 0, "more seed")}')
-    beginning += f' ({difference:+.1f} ± {margin:.1f} points)'
+    beginning += f' ({signed} ± {margin:.1f} points)'
     if comparison.more_seeds is not None:
         return f'{beginning}: run {_number(comparison.more_seeds, "more seed")}'
     if abs(difference) <= comparison.least_margin:
@@ -91,7 +93,7 @@ def gap_sentence(first: str, second: str, gap: Comparison) -> str:
 
 def loss_sentences(points: Sequence[Point]) -> list[str]:
     """Training and validation loss of each point, by cost."""
-    lines = ['  training loss, validation loss and what the second exceeds the first by, mean over seeds:']
+    lines = ['  loss in training, in validation, and the second minus the first (mean over seeds):']
     for point in sorted(points, key=lambda point: point.cost('gmacs')):
         train, held_out = (sum(getattr(result, name) for result in point.results) / point.seeds
                            for name in ('train_loss', 'eval_loss'))
@@ -106,7 +108,7 @@ def power_law_sentences(points: Sequence[Point]) -> list[str]:
     line = fit_line(flops, errors, sigmas)
     if line is None:
         return ['  no power law: fewer than three different costs']
-    lines = [f'  error = {line.factor:.3g} F^-{line.exponent:.3f} (F in GFLOPs), off by {100 * line.residual:.1f} %']
+    lines = [f'  error = {line.factor:.3g} F^{-line.exponent:.3f} (F in GFLOPs), off by {100 * line.residual:.1f} %']
     curve, reason = fit_curve(flops, errors, sigmas)
     if curve is None:
         lines.append(f'  no power law with a floor: {reason}')
