@@ -67,19 +67,26 @@ def test_points_with_little_noise_weigh_more():
                                                                               .factor, rel=1e-4)
 
 
-@pytest.mark.parametrize(('points', 'decades', 'words'), [
-    (4, 2, '4 different costs are too few, 5 are needed'), (8, 0.3, 'c is not determined by these points')])
-def test_a_floor_that_the_points_leave_open_is_refused(points, decades, words):
-    costs, errors = drawn(0.3, points, decades)
-    curve, reason = fit_curve(costs, errors, [0.3] * points)
+@pytest.mark.parametrize(('points', 'decades', 'law', 'words'), [
+    (4, 2, LAW, '4 different costs are too few, 5 are needed'),
+    (8, 0.3, LAW, 'c is not determined by these points'),  # b may be 0
+    (6, 2, (100, 0.7, 0), 'c is not determined by these points')])  # b is not, but half of the least error is little
+def test_a_floor_that_the_points_leave_open_is_refused(points, decades, law, words):
+    costs, errors = drawn(0.3, points, decades, law)
+    curve, reason = fit_curve(costs, errors, [0.3 if law == LAW else 1] * points)
     assert curve is None and words in reason
+
+
+def test_standard_errors_are_in_units_of_the_errors_that_were_told():
+    costs, errors = drawn(0)
+    small, large = (fit_curve(costs, errors, [sigma] * 10)[0].standard_errors for sigma in (0.1, 0.2))
+    assert large == pytest.approx([2 * error for error in small], rel=1e-3)
 
 
 def test_errors_without_any_trend_are_refused_without_a_warning():
     costs, _ = drawn(0)
-    for errors in ([20.0] * 10, list(np.linspace(20, 25, 10))):
+    for errors in ([20.0] * 10, list(np.linspace(20, 25, 10)), [30.0] + [20.0] * 9):
         assert fit_curve(costs, errors, [0.3] * 10)[0] is None
-        assert fit_line(costs, errors).exponent <= 1e-9
     assert fit_line([2.0] * 4, [20, 21, 22, 23]) is None and fit_curve([2.0] * 6, [20.0] * 6)[0] is None
     assert find_break([2.0] * 6, [20.0] * 6, [0.1] * 6) is None
 

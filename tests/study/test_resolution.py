@@ -20,8 +20,10 @@ def test_gains_are_per_doubling_of_pixels_and_per_model():
     assert found[3 - 1].standard_error == pytest.approx(binomial / 2, rel=0.01)
 
 
-def test_one_size_gains_nothing():
-    assert gains(points_of([result(), result(cost=2)])) == []
+@pytest.mark.parametrize('other', [
+    result(cost=2), result('width', cost=1), result(cost=2, img_size=128, axes=result().axes)])
+def test_other_models_and_the_same_size_again_gain_nothing(other):
+    assert gains(points_of([result(), other])) == []
 
 
 def test_the_exponent_is_that_of_the_pareto_points():

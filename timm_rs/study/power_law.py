@@ -1,6 +1,5 @@
 """Error against cost as a power law: the fit, what of it is certain, and where it breaks."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +109,7 @@ Three = tuple[float, float, float]
 def _fit(x: list[float], y: list[float], sigma: list[float] | None) -> tuple[Three | None, Three, float]:
     """a, b, c of the curve through points in order of cost, or None; their standard errors; the rms."""
     import numpy as np
-    from scipy.optimize import OptimizeWarning, curve_fit
+    from scipy.optimize import curve_fit
     costs, errors = np.asarray(x), np.asarray(y)
     floor = 0.9 * errors.min()
 
@@ -118,11 +117,9 @@ def _fit(x: list[float], y: list[float], sigma: list[float] | None) -> tuple[Thr
         return a * costs ** -b + c
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', OptimizeWarning)  # variances that cannot be estimated are infinite
-            best, covariance = curve_fit(
-                law, costs, errors, p0=((errors[0] - floor) * costs[0] ** 0.5, 0.5, floor), sigma=sigma,
-                absolute_sigma=sigma is not None, bounds=([0, 0, 0], [np.inf, np.inf, errors.min()]), x_scale='jac')
+        best, covariance = curve_fit(
+            law, costs, errors, p0=((errors[0] - floor) * costs[0] ** 0.5, 0.5, floor), sigma=sigma,
+            absolute_sigma=sigma is not None, bounds=([0, 0, 0], [np.inf, np.inf, errors.min()]), x_scale='jac')
     except RuntimeError:  # it has not converged
         return None, (np.inf,) * 3, np.inf
     rms = float(np.sqrt(np.mean((errors - law(costs, *best)) ** 2)))
