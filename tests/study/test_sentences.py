@@ -18,7 +18,9 @@ def test_a_study_says_all_there_is_per_regime():
             assert any(f'at equal GMACs ({regime})' in line for line in said)
         assert f'image size ({training}):' in said
     assert text.count('validation minus training loss') == text.count('no break within this range') == 4
-    assert text.count('points per doubling of pixels') == 12 and text.count('over the Pareto points') == 2
+    assert text.count('points per doubling of pixels') == 12 and text.count('over the Pareto points: to the power') == 6
+    assert all(f'image size against {cost}' in text for cost in ('GMACs', 'activations', 'time per update'))
+    assert said[-1].startswith('Every ± is 2 sigma')
     assert text.count('(F in GFLOPs)') == 4 and 'F^-0.200' in text
     assert text.count('depth=4 width=1 img_size=64: 1.000, 1.200, +0.200') == 2
 
@@ -65,7 +67,7 @@ def test_one_seed_cannot_tell_and_says_how_many_more():
     ([result('a', 1), result('a', 9), result('b', 3)], 'cannot tell: their points are too far apart'),
     ([result(cost=cost, top1=60 + cost) for cost in (1, 2, 4)], 'too few points to look for a break: 4 are needed'),
     ([result(cost=2 ** step, top1=60 + step) for step in range(4)], '4 different costs are too few, 5 are needed'),
-    ([result(cost=2 ** step, top1=60, img_size=32 + step) for step in range(6)], 'too few Pareto points'),
+    ([result(cost=2 ** step, top1=60, img_size=32 + step) for step in range(6)], 'GMACs, over the Pareto points: too few of'),
     (study(broken=True), 'the power law breaks at 64 GFLOPs (depth=4 width=1 img_size=64): error 30.0 %, and 20.0 %')])
 def test_what_cannot_be_said_is_said(runs, words):
     assert words in '\n'.join(sentences(runs))

@@ -20,7 +20,7 @@ from timm_rs.study.verdict import LOSS_GAP, MAX_MORE_SEEDS, Comparison, compare
 
 
 def sentences(results: Iterable[Result], cost: str = 'gmacs') -> list[str]:
-    """All that a study says, for people; it works with what there is, down to a single run. Every ± is 2 sigma.
+    """All that a study says, for people; it works with what there is, down to a single run.
 
     Args:
         results: the finished runs.
@@ -38,8 +38,8 @@ def sentences(results: Iterable[Result], cost: str = 'gmacs') -> list[str]:
         lines += loss_sentences(group)
         lines += power_law_sentences(group)
     for training, group in by_training(points).items():
-        lines += resolution_sentences(group, training, cost)
-    return lines
+        lines += resolution_sentences(group, training)
+    return [*lines, 'Every ± is 2 sigma: between series that do not differ, chance decides up to 1 in 20 comparisons.']
 
 
 def _what_there_is(regime: str, points: Sequence[Point]) -> str:
@@ -127,8 +127,11 @@ def power_law_sentences(points: Sequence[Point]) -> list[str]:
     return [*lines, '  the power law: no break within this range']
 
 
-def resolution_sentences(points: Sequence[Point], training: str, cost: str) -> list[str]:
-    """What more pixels bring each model, and how image size grows over the Pareto points; nothing for one size."""
+def resolution_sentences(points: Sequence[Point], training: str) -> list[str]:
+    """What more pixels bring each model, and how image size grows with each cost that it has a part in.
+
+    The latter is over the Pareto points. Nothing for one size.
+    """
     sizes = [point.one.img_size for point in points]
     if len(set(sizes)) == 1:
         return []
@@ -137,11 +140,14 @@ def resolution_sentences(points: Sequence[Point], training: str, cost: str) -> l
         small, large = gain.sizes
         lines.append(f'  {gain.model or "the model"}, {small} to {large} px: {gain.per_doubling:+.1f} ± '
                      f'{2 * gain.standard_error:.1f} points per doubling of pixels')
-    exponent = size_exponent([point.cost(cost) for point in points], [point.error for point in points], sizes)
-    if exponent is None:
-        return [*lines, '  too few Pareto points for an exponent of image size']
-    return [*lines, f'  over the Pareto points image size grows as {COSTS[cost]} to the power {exponent[0]:.2f} ± '
-            f'{2 * exponent[1]:.2f}']
+    for cost in ('gmacs', 'activations_m', 'step_ms'):
+        if cost == 'step_ms' and any(result.step_ms is None for point in points for result in point.results):
+            continue
+        exponent = size_exponent([point.cost(cost) for point in points], [point.error for point in points], sizes)
+        lines.append(f'  image size against {COSTS[cost]}, over the Pareto points: ' + (
+            'too few of them for an exponent' if exponent is None else
+            f'to the power {exponent[0]:.2f} ± {2 * exponent[1]:.2f}'))
+    return lines
 
 
 def _number(count: int, what: str) -> str:
