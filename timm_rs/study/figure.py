@@ -1,13 +1,11 @@
 """Accuracy against latency as a figure: a line per family, what is dominated in grey, speed-ups at equal accuracy."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm_rs.errors import UserError
-from timm_rs.files import atomic_write
 from timm_rs.study.pareto import SAME_TOP1, Panel, dominated, speedups
+from timm_rs.study.picture import beads, check_format, plain, save, write
 
 FAMILIES = {'EfficientNet': '#3b6fb6', 'ResNet-RS': '#c8553d', 'EfficientNet-RS': '#4d9a5b'}  # and their colours
 GREY = '#9a9a9a'
@@ -19,9 +17,7 @@ AROUND = {'EfficientNet': _RIGHT, 'ResNet-RS': _LEFT, 'EfficientNet-RS': _LEFT}
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
     """Write the figure to `path`, a .png or .svg. Raises UserError when it cannot be written."""
-    if path.suffix not in ('.png', '.svg'):
-        raise UserError(f'{path}: give a file that ends with .png or .svg')
-    import matplotlib
+    check_format(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -40,14 +36,7 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     figure.set_layout_engine('none')  # labels are placed by where things are now
     for axis, panel in zip(axes, panels, strict=True):
         _write_labels(figure, axis, panel)
-    picture = io.BytesIO()
-    with matplotlib.rc_context({'svg.hashsalt': 'timm_rs'}):
-        figure.savefig(picture, format=path.suffix[1:], metadata=dict(Date=None) if path.suffix == '.svg' else None)
-    try:
-        with atomic_write(path, 'wb') as file:
-            file.write(picture.getvalue())
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}') from error
+    save(figure, path)
 
 
 def _draw_lines(axis: Any, panel: Panel) -> None:
@@ -75,18 +64,14 @@ def _draw_lines(axis: Any, panel: Panel) -> None:
     axis.margins(x=0.09, y=0.09)
     axis.set(xlabel='seconds for 1024 images (log scale)', ylabel='ImageNet top-1 (%), as published in the paper')
     axis.set_title(panel.title, fontsize=10)
-    axis.xaxis.set_major_formatter(_plain)
-    axis.xaxis.set_minor_formatter(lambda value, _: _plain(value, _) if f'{value:e}'[0] in '235' else '')
+    axis.xaxis.set_major_formatter(plain)
+    axis.xaxis.set_minor_formatter(lambda value, _: plain(value, _) if f'{value:e}'[0] in '235' else '')
     axis.tick_params(which='minor', labelsize=8)
     axis.grid(alpha=0.25, which='both')
     axis.legend(loc='lower right', fontsize=9)
     for base, other, _ in speedups(panel.points):
         axis.annotate('', (other.seconds, other.top1), (base.seconds, base.top1), zorder=1, arrowprops=dict(
             arrowstyle='->', color='#555555', linewidth=0.9, linestyle=(0, (4, 2)), shrinkA=6, shrinkB=6))
-
-
-def _plain(value: float, _: Any) -> str:
-    return f'{value:g}'
 
 
 def _write_labels(figure: Any, axis: Any, panel: Panel) -> None:
@@ -99,57 +84,21 @@ def _write_labels(figure: Any, axis: Any, panel: Panel) -> None:
     for points in ([point for point in panel.points if point.family == family] for family in FAMILIES):
         ordered = sorted(points, key=lambda point: point.top1)
         for one, two in zip(ordered, ordered[1:], strict=False):  # the lines, as beads
-            taken += _beads(place((one.seconds, one.top1)), place((two.seconds, two.top1)))
+            taken += beads(place((one.seconds, one.top1)), place((two.seconds, two.top1)))
     for point in panel.points:
-        taken += _beads(place((point.latency[1], point.top1)), place((point.latency[2], point.top1)))
+        taken += beads(place((point.latency[1], point.top1)), place((point.latency[2], point.top1)))
     names = {point: point.label for point in panel.points}
     pairs = speedups(panel.points)
     for base, other, ratio in pairs:
         spots = [(base.seconds ** share * other.seconds ** (1 - share), base.top1 * share + other.top1 * (1 - share))
                  for share in (0.5, 0.6, 0.4, 0.7, 0.3)]
-        if not _write(figure, axis, [(spot, (0, 0)) for spot in spots], f'{ratio:.1f}×', '#222222', taken, 9,
-                      is_ratio=True):
+        if not write(figure, axis, [(spot, (0, 0)) for spot in spots], f'{ratio:.1f}×', '#222222', taken, 9,
+                     is_ratio=True):
             names[base] += f': {ratio:.1f}×'  # no room on its arrow: it is told with where the arrow begins
     for base, other, _ in pairs:
-        taken += _beads(place((base.seconds, base.top1)), place((other.seconds, other.top1)))
+        taken += beads(place((base.seconds, base.top1)), place((other.seconds, other.top1)))
     for point in panel.points:
         median, least, most = point.latency
-        _write(figure, axis, [((median if y else most if x > 0 else least, point.top1), (scale * x, scale * y))
-                              for scale in (1, 1.5, 2.2, 3) for x, y in AROUND[point.family]],
-               names[point], FAMILIES[point.family], taken, 8)
-
-
-def _beads(start: Any, end: Any) -> list[Any]:
-    from matplotlib.transforms import Bbox
-    (x, y), (width, height) = start, end - start
-    steps = max(2, int((width ** 2 + height ** 2) ** 0.5 / 6))
-    return [Bbox.from_bounds(x + width * step / steps - 1, y + height * step / steps - 1, 2, 2)
-            for step in range(1, steps)]
-
-
-def _write(figure: Any, axis: Any, spots: Sequence[tuple[Any, tuple[float, float]]], words: str, colour: str,
-           taken: list[Any], size: int, is_ratio: bool = False) -> bool:
-    """Write `words` at that of the `spots` (data, and how far off in 1/72 inch) where they cover least of `taken`.
-
-    A ratio is not written, and the answer is False, where it would cover anything.
-    """
-    frame = axis.get_window_extent()
-    texts: list[tuple[int, int, Any, Any]] = []
-    for where, (x, y) in spots:
-        text = axis.annotate(
-            words, where, (x, y), textcoords='offset points', color=colour, fontsize=size, zorder=4,
-            fontweight='bold' if is_ratio else 'normal',
-            bbox=dict(boxstyle='square,pad=0.15', facecolor='white', edgecolor='none') if is_ratio else None,
-            ha='left' if x > 0 else 'right' if x < 0 else 'center',
-            va='bottom' if y > 0 else 'top' if y < 0 else 'center')
-        box = text.get_window_extent(figure.canvas.get_renderer())
-        outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-        texts.append((sum(box.overlaps(other) for other in taken) + 9 * outside, len(texts), text, box))
-    covered, chosen, _, box = min(texts, key=lambda entry: entry[:2])
-    is_written = not (is_ratio and covered)
-    for _, number, text, _ in texts:
-        if number != chosen or not is_written:
-            text.remove()
-    if is_written:
-        taken.append(box)
-    return is_written
+        write(figure, axis, [((median if y else most if x > 0 else least, point.top1), (scale * x, scale * y))
+                             for scale in (1, 1.5, 2.2, 3) for x, y in AROUND[point.family]],
+              names[point], FAMILIES[point.family], taken, 8)
