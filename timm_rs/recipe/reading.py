@@ -332,7 +332,7 @@ def as_yaml(value: Any) -> str:
 
 
 def changed_knobs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """'lr 0.1 -> 0.2' for each value of a recipe, in both, that decides what a run computes and is not that of before."""
+    """'lr 0.1 -> 0.2' for each value, in both recipes, that decides what a run computes and is not that of before."""
     free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
     return [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
             if name in before and name not in free and before[name] != now[name]
