@@ -4,9 +4,9 @@
 """
 
 import argparse
+import contextlib
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from timm_rs.files import make_folder
 from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser, at_least
 from timm_rs.scaling.collect import describe, step_times, write_results
-from timm_rs.scaling.jobs import Job, Outcome, Pool, Stops, environments, run_jobs
+from timm_rs.scaling.jobs import Engine, Job, Outcome, Pool, Signals, environments, run_jobs
 from timm_rs.scaling.plan import Planned, create_plan, table, write_plan
 from timm_rs.scaling.points import Point, create_points
 from timm_rs.scaling.ray_engine import RayPool
@@ -130,16 +130,8 @@ def run_study(arguments: argparse.Namespace) -> None:
 
 def _run(jobs: list[Job], folder: Path, arguments: argparse.Namespace) -> tuple[int, list[Outcome]]:
     """Run the jobs by the engine that was asked for: the signal that stopped it, if any, and how each job ended."""
-    def followed(outcomes: Iterable[Outcome]) -> list[Outcome]:
-        return list(track(outcomes, 'runs', total=len(jobs)))
-    if arguments.engine == 'ray':
-        cluster = RayPool(folder, arguments.at_once, arguments.address)
-        try:
-            with Stops(cluster.heard) as stops:
-                outcomes = followed(run_jobs(jobs, cluster, tqdm.write))
-        finally:
-            cluster.close()
-        return stops.signal, outcomes
-    with Stops() as stops:
-        outcomes = followed(run_jobs(jobs, Pool(environments(arguments.at_once), stops), tqdm.write))
-    return stops.signal, outcomes
+    engine: Engine = (RayPool(folder, arguments.at_once, arguments.address) if arguments.engine == 'ray' else
+                      Pool(environments(arguments.at_once)))
+    with contextlib.closing(engine), Signals(engine.stop) as signals:
+        outcomes = list(track(run_jobs(jobs, engine, tqdm.write), 'runs', total=len(jobs)))
+    return signals.number, outcomes

@@ -15,6 +15,7 @@ import time
 def main() -> None:
     """Run the program in the file of the second argument with those after it; the first is the id of the driver."""
     parent, *sys.argv = sys.argv[1:]
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))  # as if it had been started itself
     threading.Thread(target=stop_after, args=(int(parent),), daemon=True).start()
     runpy.run_path(sys.argv[0], run_name='__main__')
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from timm_rs.data.workers import num_cores
+from timm_rs.scaling import child
 from timm_rs.training.lock import FolderBusy
 
 BUSY_S = 10.0  # until a job that another driver has begun is looked at again
@@ -54,11 +55,18 @@ class Outcome(NamedTuple):
 
 
 class Engine(Protocol):
-    """What runs jobs, each by `run_job`: all that are submitted come back, in any order."""
+    """What runs jobs, each by `run_job`: all that are submitted come back from `next`, in any order.
+
+    `stop` asks them to save and stop, and a second time to stop at once. It may be called by a handler of signals.
+    """
 
     def submit(self, job: Job, delay_s: float) -> None: ...
 
     def next(self) -> Outcome: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def run_jobs(jobs: Sequence[Job], engine: Engine, say: Callable[[str], None] = print) -> Iterator[Outcome]:
@@ -113,7 +121,7 @@ def run_job(job: Job, environment: dict[str, str], stops: Callable[[], int], del
 
 
 def _run_process(job: Job, environment: dict[str, str], stops: Callable[[], int]) -> int:
-    command = [sys.executable, '-m', 'timm_rs.scaling.child', str(os.getpid()), *job.argv]
+    command = [sys.executable, child.__file__, str(os.getpid()), *job.argv]
     with open(job.log, 'ab') as log:
         # In a session of its own: Ctrl-C would reach it from the terminal, too, and a second signal saves nothing.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -137,30 +145,43 @@ def _failure(job: Job, code: int) -> str:
 class Pool:
     """The engine for this machine: a job at a time in each of its slots."""
 
-    def __init__(self, environments: list[dict[str, str]], stops: Callable[[], int]):
+    def __init__(self, environments: list[dict[str, str]]):
         """A slot for each of `environments`."""
-        self.waiting: queue.SimpleQueue[tuple[Job, float]] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[tuple[Job, float] | None] = queue.SimpleQueue()
         self.outcomes: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
-        self.stops = stops
-        for environment in environments:
-            threading.Thread(target=self._work, args=(environment,), daemon=True).start()
+        self.stops = 0
+        self.slots = [threading.Thread(target=self._work, args=(environment,), daemon=True)
+                      for environment in environments]
+        for slot in self.slots:
+            slot.start()
 
     def _work(self, environment: dict[str, str]) -> None:
-        while True:
-            job, delay_s = self.waiting.get()
+        while (given := self.waiting.get()) is not None:
+            job, delay_s = given
             try:
-                self.outcomes.put(run_job(job, environment, self.stops, delay_s))
-            except BaseException as error:
+                self.outcomes.put(run_job(job, environment, lambda: self.stops, delay_s))
+            except Exception as error:
                 self.outcomes.put(error)
 
     def submit(self, job: Job, delay_s: float) -> None:
         self.waiting.put((job, delay_s))
 
     def next(self) -> Outcome:
+        """Raises what a disk or a bug does to `run_job`."""
         outcome = self.outcomes.get()
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
+
+    def stop(self) -> None:
+        self.stops += 1
+
+    def close(self) -> None:
+        """Returns once all slots are empty."""
+        for _ in self.slots:
+            self.waiting.put(None)
+        for slot in self.slots:
+            slot.join()
 
 
 def environments(at_once: int | None) -> list[dict[str, str]]:
@@ -177,21 +198,13 @@ def _gpus() -> list[str]:
     return named.split(',')[:count] if named else list(map(str, range(count)))
 
 
-class Stops:
-    """How often this process was asked to stop, by SIGTERM or SIGINT; a context manager that hears them.
+class Signals:
+    """SIGTERM and SIGINT to this process, passed on to `stop`: a context manager. `number` is the first, or 0."""
 
-    The first is passed on to runs, which save themselves; the second ends them at once.
-    """
+    def __init__(self, stop: Callable[[], object]):
+        self.stop, self.number = stop, 0
 
-    def __init__(self, heard: Callable[[], object] = lambda: None):
-        """`heard` is called at each signal."""
-        self.count = self.signal = 0
-        self.heard = heard
-
-    def __call__(self) -> int:
-        return self.count
-
-    def __enter__(self) -> 'Stops':
+    def __enter__(self) -> 'Signals':
         self.before = {number: signal.signal(number, self._hear) for number in STOPS}
         return self
 
@@ -200,6 +213,5 @@ class Stops:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        self.signal = self.signal or number
-        self.heard()
+        self.number = self.number or number
+        self.stop()

@@ -1,7 +1,6 @@
 """Jobs on the machines of a Ray cluster; the only file that imports ray."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ class RayPool:
             import ray
         except ImportError:
             raise UserError("--engine ray needs the package ray: pip install 'timm_rs[ray]'") from None
-        self.ray, self.stop = ray, folder / STOP
-        self.stop.unlink(missing_ok=True)
+        self.ray, self.stop_file = ray, folder / STOP
+        self.stop_file.unlink(missing_ok=True)
         with blaming('Ray cannot be started, or reached'):
             ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
         there = ray.cluster_resources()
@@ -39,27 +38,23 @@ class RayPool:
         self.environment = dict(OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS') or str(threads))
         self.running: list[Any] = []
 
-    def heard(self) -> None:
-        """Tell all tasks of a signal, on whatever machine."""
-        with open(self.stop, 'ab') as file:
-            file.write(b'.')
-
     def submit(self, job: Job, delay_s: float) -> None:
-        self.running.append(self.task.remote(job, self.environment, self.stop, delay_s))
+        self.running.append(self.task.remote(job, self.environment, self.stop_file, delay_s))
 
     def next(self) -> Outcome:
         (ended, *_), self.running = self.ray.wait(self.running)
         outcome: Outcome = self.ray.get(ended)
         return outcome
 
+    def stop(self) -> None:
+        """Tell all tasks, on whatever machine."""
+        with open(self.stop_file, 'ab') as file:
+            file.write(b'.')
+
     def close(self) -> None:
         self.ray.shutdown()
-        self.stop.unlink(missing_ok=True)
+        self.stop_file.unlink(missing_ok=True)
 
 
-def _run(job: Job, environment: dict[str, str], stop: Path, delay_s: float) -> Outcome:
-    return run_job(job, environment, stops_in(stop), delay_s)
-
-
-def stops_in(stop: Path) -> Callable[[], int]:
-    return lambda: stop.stat().st_size if stop.exists() else 0
+def _run(job: Job, environment: dict[str, str], stop_file: Path, delay_s: float) -> Outcome:
+    return run_job(job, environment, lambda: stop_file.stat().st_size if stop_file.exists() else 0, delay_s)
