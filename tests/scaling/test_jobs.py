@@ -207,15 +207,14 @@ def test_a_killed_driver_leaves_no_process_and_it_saves_itself(job, tmp_path):
 
 
 @pytest.mark.parametrize(('gpus', 'at_once', 'expected'), [
-    ([], None, [{}]), ([], 2, [{}, {}]), (['4', '5'], None, [dict(gpu='4'), dict(gpu='5')]),
-    (['4', '5'], 3, [dict(gpu='4'), dict(gpu='5'), dict(gpu='4')])])
+    ([], None, [None]), ([], 2, [None, None]), (['4', '5'], None, ['4', '5']), (['4', '5'], 3, ['4', '5', '4'])])
 def test_slots_share_gpus_and_cores(monkeypatch, gpus, at_once, expected):
     monkeypatch.delenv('OMP_NUM_THREADS')
     monkeypatch.setattr(jobs, '_gpus', lambda: gpus)
     monkeypatch.setattr(jobs, 'num_cores', lambda: 8)
     found = jobs.environments(at_once)
     assert found == [dict(OMP_NUM_THREADS=str(8 // len(expected)))
-                     | {'CUDA_VISIBLE_DEVICES': slot['gpu'] for _ in slot} for slot in expected]
+                     | (dict(CUDA_VISIBLE_DEVICES=gpu) if gpu else {}) for gpu in expected]
 
 
 @pytest.mark.parametrize(('named', 'count', 'expected'), [

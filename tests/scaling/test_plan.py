@@ -10,8 +10,8 @@ from timm_rs.scaling.study_file import find_study, read_study
 
 # Parameters in millions and GFLOPs (2 x multiply-adds) of one image of 224 px, by depth and width: the grid of the
 # paper's section 6, counted from the released architecture
-GRID = {(101, 1.0): (63.62, 16.35), (101, 1.5): (141.49, 36.77), (101, 2.0): (250.08, 65.35), (200, 1.0): (93.21, 30.78),
-        (300, 1.0): (134.39, 44.78), (400, 1.0): (182.23, 59.66)}
+GRID = {(101, 1.0): (63.62, 16.35), (101, 1.5): (141.49, 36.77), (101, 2.0): (250.08, 65.35),
+        (200, 1.0): (93.21, 30.78), (300, 1.0): (134.39, 44.78), (400, 1.0): (182.23, 59.66)}
 TINY = 'recipe: quickstart\nbase: {layers: [1, 1, 1, 1], width: 0.125, img_size: 32, num_classes: 10, ' \
        'train_num_samples: 1000, val_num_samples: 100}\n'
 
@@ -98,7 +98,8 @@ def test_the_data_of_streams_must_be_said(monkeypatch):
 
 
 @pytest.mark.parametrize(('values', 'epochs'), [
-    (dict(epochs=5), 5), (dict(epochs=5, warmup_epochs=2, warmup_prefix=True), 7), (dict(epochs=5, cooldown_epochs=3), 8)])
+    (dict(epochs=5), 5), (dict(epochs=5, warmup_epochs=2, warmup_prefix=True), 7),
+    (dict(epochs=5, cooldown_epochs=3), 8)])
 def test_epochs_are_those_that_a_run_trains(values, epochs):
     assert create_num_epochs(Recipe(**values)) == epochs
 

@@ -61,7 +61,8 @@ def test_runs_of_no_point_are_named(study_folder):
     assert runs.strangers(study_folder, []) == ['one']
 
 
-@pytest.mark.parametrize(('there', 'expected'), [('train.py', ['CHECKOUT/train.py']), ('timm-rs', ['bin/timm-rs', 'train'])])
+@pytest.mark.parametrize(('there', 'expected'), [
+    ('train.py', ['CHECKOUT/train.py']), ('timm-rs', ['bin/timm-rs', 'train'])])
 def test_the_program_is_that_of_the_checkout_or_the_installed_one(tmp_path, monkeypatch, there, expected):
     for name in ('CHECKOUT', 'bin'):
         (tmp_path / name).mkdir()

@@ -85,7 +85,7 @@ def test_yaml_is_as_strict_as_in_recipes(read, text, words):
 @pytest.mark.parametrize(('value', 'expected'), [
     ('[1, 1, 1, 1]', [[1, 1, 1, 1]]), ('[[1, 1, 1, 1], [2, 1, 1, 1]]', [[1, 1, 1, 1], [2, 1, 1, 1]])])
 def test_a_rule_for_layers_takes_one_or_several(read, value, expected):
-    study = read(f'recipe: rs50\nbase: {{layers: [1, 1, 1, 1]}}\nrules: [{{if: {{layers: {value}}}, set: {{drop: 0.5}}}}]')
+    study = read(f'recipe: rs50\nrules: [{{if: {{layers: {value}}}, set: {{drop: 0.5}}}}]')
     assert study.rules[0].values == dict(layers=expected)
 
 
