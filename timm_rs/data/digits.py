@@ -11,7 +11,7 @@ from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import flag
 
 DIGITS_FOLDER = Path('data/digits')
-DIGITS_SPLITS = {'train': 1437, 'validation': 360}  # images in each
+DIGITS_SPLITS = {'train': 1437, 'train_few': 200, 'validation': 360}  # images in each; few are of those of train
 
 
 def is_digits(builtin_data: str, data_dir: str | None) -> bool:
@@ -23,7 +23,7 @@ def write_digits(folder: Path = DIGITS_FOLDER) -> Path:
     """Write scikit-learn's handwritten digits (1,797 real 8x8 grayscale images) as PNGs, split once and for all.
 
     `folder` gets train/ and validation/ with a folder per digit: a stratified random fifth, drawn with seed 0, is
-    for validation. A complete folder is left alone, an incomplete one is written anew.
+    for validation. train_few/ has some of the images of train/ again, for studies of little data. A complete folder is left alone, an incomplete one is written anew.
     Source: UCI Optical Recognition of Handwritten Digits, test part (Alpaydin and Kaynak), CC BY 4.0.
     Raises UserError when the folder cannot be written.
     """
@@ -37,14 +37,16 @@ def write_digits(folder: Path = DIGITS_FOLDER) -> Path:
             if path.exists():
                 shutil.rmtree(path)
         data = load_digits()
-        _, validation = train_test_split(
+        train, validation = train_test_split(
             range(len(data.target)), test_size=DIGITS_SPLITS['validation'], stratify=data.target, random_state=0)
-        held_out = set(validation)
-        for index, (image, label) in enumerate(zip(data.images, data.target, strict=True)):
-            split = 'validation' if index in held_out else 'train'
-            target = temporary / split / str(label) / f'{index:04}.png'
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.uint8(np.round(image * (255 / 16)))).save(target)  # 17 gray levels, 0 to 16
+        few, _ = train_test_split(
+            train, train_size=DIGITS_SPLITS['train_few'], stratify=data.target[train], random_state=0)
+        for split, indices in (('train', train), ('train_few', few), ('validation', validation)):
+            for index in indices:
+                target = temporary / split / str(data.target[index]) / f'{index:04}.png'
+                target.parent.mkdir(parents=True, exist_ok=True)
+                gray = np.uint8(np.round(data.images[index] * (255 / 16)))  # 17 levels, 0 to 16
+                Image.fromarray(gray).save(target)
         temporary.rename(folder)
     except OSError as error:
         raise UserError(f'the digits cannot be written to {folder}: {error.strerror or error}; give another folder '
