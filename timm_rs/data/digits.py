@@ -23,7 +23,8 @@ def write_digits(folder: Path = DIGITS_FOLDER) -> Path:
     """Write scikit-learn's handwritten digits (1,797 real 8x8 grayscale images) as PNGs, split once and for all.
 
     `folder` gets train/ and validation/ with a folder per digit: a stratified random fifth, drawn with seed 0, is
-    for validation. train_few/ has some of the images of train/ again, for studies of little data. A complete folder is left alone, an incomplete one is written anew.
+    for validation. train_few/ has some of the images of train/ again, for studies of little data. A complete folder is
+    left alone, an incomplete one is written anew.
     Source: UCI Optical Recognition of Handwritten Digits, test part (Alpaydin and Kaynak), CC BY 4.0.
     Raises UserError when the folder cannot be written.
     """

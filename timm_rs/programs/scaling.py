@@ -83,12 +83,17 @@ def run_plan(arguments: argparse.Namespace) -> None:
     print(f'next: tools/scaling.py run {arguments.study}; the recipes are in {folder / "recipes"}')
 
 
-def _planned(arguments: argparse.Namespace) -> tuple[Path, list[Point], list[Planned]]:
+def _opened(arguments: argparse.Namespace) -> tuple[Path, list[Point]]:
+    """The folder of a study, and its points."""
     path = find_study(arguments.study)
     overrides = dict(data_dir=arguments.data_dir) if arguments.data_dir else {}
     points = create_points(read_study(path, overrides))
+    return (arguments.output or Path('output/studies', path.stem)).absolute(), points
+
+
+def _planned(arguments: argparse.Namespace) -> tuple[Path, list[Point], list[Planned]]:
+    folder, points = _opened(arguments)
     plan = create_plan(points)
-    folder = (arguments.output or Path('output/studies', path.stem)).absolute()
     write_plan(folder, plan)
     return folder, points, plan
 
@@ -117,7 +122,7 @@ def run_study(arguments: argparse.Namespace) -> None:
     print(f'{len(plan) - len(jobs) - len(problems)} of {len(plan)} runs are finished; recipes, runs and results are in '
           f'{folder}', flush=True)
     try:
-        signal, outcomes = _run(jobs, folder, arguments)
+        signal, outcomes = _run(jobs, folder, arguments) if jobs else (0, [])
     finally:
         rows = write_results(folder, points)
     print(f'{len(rows)} of {len(points)} runs are finished: {folder / "results.csv"}')
