@@ -66,7 +66,7 @@ def test_a_recipe_that_stays_is_not_written_again(plan, tmp_path):
 
 def test_models_of_other_families_and_fixed_sizes_are_planned(plan):
     made = plan('recipe: quickstart\nbase: {model: efficientnet_rs_b0, num_classes: 10, train_num_samples: 10, '
-                'val_num_samples: 10}\naxes: {model: [test_vit]}'.replace('quickstart', 'enet_rs_b4_i192')
+                'val_num_samples: 10}\naxes: {model: [vit_tiny_patch16_224]}'.replace('quickstart', 'enet_rs_b4_i192')
                 + '\nregimes: {img_size: [128, 160]}')
     assert [planned.problem for planned in made] == 4 * ['']
     assert len({planned.cost.macs for planned in made}) == 4
@@ -81,6 +81,12 @@ def test_a_model_that_cannot_be_built_is_a_problem_of_its_point_alone(plan, base
     text = TINY if key != 'depth' else TINY.replace('layers: [1, 1, 1, 1]', 'depth: 26')
     good, bad = plan(text + f'axes: {{{key}: [{value}]}}')
     assert not good.problem and words in bad.problem and bad.train_flops == 0
+
+
+def test_images_that_are_too_small_for_a_model_are_a_problem_of_their_point_alone(plan):
+    good, bad = plan('recipe: enet_rs_b4_i192\nbase: {model: vgg11, num_classes: 10, train_num_samples: 10, '
+                     'val_num_samples: 10, img_size: 224}\naxes: {img_size: [8]}')
+    assert not good.problem and 'model vgg11 cannot take images of 8 px' in bad.problem
 
 
 def test_images_and_classes_are_those_of_the_data_where_nobody_says(image_folder):

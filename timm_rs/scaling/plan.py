@@ -11,7 +11,7 @@ import torch
 from timm.data import resolve_data_config
 
 from timm_rs.device import create_device
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, blaming
 from timm_rs.files import atomic_write, make_folder, write_csv
 from timm_rs.models.complexity import Complexity, count_on_meta
 from timm_rs.progress import track
@@ -84,7 +84,7 @@ class _Costs:
         planned = Planned(point, counts, epochs=create_num_epochs(recipe))
         try:
             cost, size = self._create_cost(recipe)
-        except (UserError, RuntimeError) as error:  # PyTorch's, of images too small for a network
+        except UserError as error:
             return planned._replace(problem=str(error))
         return planned._replace(cost=cost, img_size=size)
 
@@ -98,7 +98,8 @@ class _Costs:
         size = resolve_data_config(dataclasses.asdict(recipe), model=network)['input_size']
         if (sized := f'{key} {size}') not in self.costs:
             channels = recipe.channels or network.pretrained_cfg['input_size'][0]
-            self.costs[sized] = count_on_meta(network, (channels, *size[1:]))
+            with blaming(f'model {recipe.model} cannot take images of {size[-1]} px'):
+                self.costs[sized] = count_on_meta(network, (channels, *size[1:]))
         return self.costs[sized], size[-1]
 
 
