@@ -53,16 +53,16 @@ def test_a_study_goes_on_past_points_that_fail_and_trains_nothing_twice(study, c
     assert all(float(row['eval_top1']) >= 0 and row['eval_images'] == '15' for row in rows)
 
     # Once more: what is finished is left alone, and the others fail again
-    logs = {path: path.read_bytes() for path in tmp_path.glob('out/runs/w0.*5*aa_null*.log')}
+    logs = {path: path.read_bytes() for path in (tmp_path / f'out/runs/{row["run"]}.log' for row in rows)}
     code, out, err = call('run', *arguments)
     assert code == 1 and out.startswith('2 of 4 runs are finished; ')
-    assert len(logs) == 2 and all(path.read_bytes() == said for path, said in logs.items())
+    assert all(path.read_bytes() == said for path, said in logs.items())
     assert results.read_bytes() == before
 
     # The study without them, and with another seed: a line for each unfinished run, which is a command
     code, out, err = call('run', *study(seeds=[42, 43]), '--commands')
     assert code == 0 and len(out.splitlines()) == 4  # without the axis aa, runs have other names
-    assert '3 runs' in err and 'belong to no point of the study' in err
+    assert '2 runs' in err and 'belong to no point of the study' in err
     command = shlex.split(out.splitlines()[0])
     assert subprocess.run([*command, '--show'], capture_output=True, cwd=tmp_path, check=True).stdout
     assert not (tmp_path / 'out/runs' / command[command.index('--experiment') + 1]).exists()
