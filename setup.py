@@ -4,7 +4,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ('train_recipes/**/*.yaml', 'results/paper.csv', 'constraints-tpu-compile.txt')
+SHIPPED = ('train_recipes/**/*.yaml', 'studies/*.yaml', 'results/paper.csv', 'constraints-tpu-compile.txt')
 
 
 class BuildWithFiles(build_py):

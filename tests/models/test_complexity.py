@@ -4,7 +4,7 @@ import torch
 from timm.layers import set_fused_attn
 from torch import nn
 
-from timm_rs.models.complexity import Complexity, measure_complexity
+from timm_rs.models.complexity import Complexity, count_on_meta, measure_complexity
 
 
 class Products(nn.Module):
@@ -92,3 +92,19 @@ def test_counting_makes_no_noise(caplog, capfd):
 def test_impossible_sizes_raise(img_size, message):
     with pytest.raises(ValueError, match=message):
         measure_complexity(nn.Conv2d(3, 1, 1), img_size)
+
+
+@pytest.mark.parametrize(('name', 'arguments'), [
+    ('resnetrs', dict(layers=(1, 1, 1, 1), width=0.25)), ('efficientnet_rs_b0', {}), ('test_vit', {})])
+def test_without_computing_the_count_is_the_same(name, arguments):
+    with torch.device('meta'):
+        model = timm.create_model(name, **arguments)
+    size = model.pretrained_cfg['input_size']
+    assert count_on_meta(model, size) == measure_complexity(timm.create_model(name, **arguments), size[1:])
+    assert model.training
+
+
+def test_without_computing_the_count_is_the_closed_form():
+    with torch.device('meta'):
+        model = Products()
+    assert count_on_meta(model, (3, 4, 4)) == measure_complexity(Products(), 4)

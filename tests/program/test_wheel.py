@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import site
 import subprocess
@@ -22,8 +23,8 @@ QUICK = ['--recipe', 'quickstart', '--model-kwargs', 'layers=(1,1,1,1)', 'width=
 def installed(tmp_path_factory):
     """Folder of the environment's programs, and an empty one to work in."""
     root = tmp_path_factory.mktemp('wheel')
-    for part in ('timm_rs', 'train_recipes', 'results/paper.csv', 'constraints-tpu-compile.txt', 'pyproject.toml',
-                 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE'):
+    for part in ('timm_rs', 'train_recipes', 'studies', 'results/paper.csv', 'constraints-tpu-compile.txt',
+                 'pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE'):
         (root / 'source' / part).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, root / 'source' / part)
     venv.create(root / 'env', with_pip=True, symlinks=True)
@@ -68,3 +69,10 @@ def test_processes_start_anew_from_an_installed_package_which_has_the_papers_num
     assert row['command'].startswith('timm-rs benchmark train --models')
     call(scripts / 'timm-rs', 'pareto', '--paper-latency', 'v100', '--output', 'pareto.svg', cwd=folder)
     assert (folder / 'pareto.svg').exists()
+
+
+def test_an_installed_package_has_studies_whose_commands_are_its_own(installed):
+    scripts, folder = installed
+    commands = call(scripts / 'timm-rs', 'scaling', 'run', 'small_digits', '--commands', cwd=folder).splitlines()
+    assert len(commands) == 24 and shlex.split(commands[0])[1:3] == [str(scripts / 'timm-rs'), 'train']
+    assert 'builtin_data: digits-20' in call(*shlex.split(commands[0]), '--show', cwd=folder)

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,35 @@ def _plain(path: Path) -> str:
     return path.as_posix().removeprefix('train_recipes/').removesuffix('.yaml')
 
 
+def read_mapping(path: Path, what: str, shipped: Iterable[str] = ()) -> dict[Any, Any]:
+    """The "key: value" lines of a YAML file that is `what`, such as a recipe: plain values, no key twice.
+
+    Raises RecipeError for a file that is missing (with the nearest name beside it, or of those `shipped`), unreadable
+    or too long, bad YAML and ambiguous numbers.
+    """
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(MAX_BYTES + 1)
+        if len(start) > MAX_BYTES:
+            raise RecipeError(f'{what} {path} has more than {MAX_BYTES} bytes, as no {what} has; is it another file?')
+        text = start.decode()
+    except FileNotFoundError:
+        beside = sorted(str(other) for other in path.parent.glob('*.yaml'))
+        hint = nearest(str(path), beside) or nearest(_plain(path), shipped)
+        raise RecipeError(f'{what} {path} does not exist.{hint}') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f'{what} {path} cannot be read: {error}') from None
+    try:
+        content = _StrictLoader(text, str(path)).get_single_data()
+    except RecipeError:
+        raise
+    except Exception as error:  # PyYAML lets through what Python says of !!int x, 2024-13-45 or a thousand brackets
+        raise RecipeError(f'{what} {path} is not valid YAML: {" ".join(str(error).split())}') from None
+    if not isinstance(content, dict):
+        raise RecipeError(f'{what} {path} holds no "key: value" lines')
+    return content
+
+
 def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda line: None, trusted: bool = False
               ) -> dict[str, Any]:
     """The checked values of a recipe file, flat (the block's keys beside the others); `find_recipe` says which.
@@ -237,26 +266,7 @@ def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda 
             from the Hub that names code of others, unless it is `trusted`.
     """
     path = find_recipe(path)
-    try:
-        with open(path, 'rb') as file:
-            start = file.read(MAX_BYTES + 1)
-        if len(start) > MAX_BYTES:
-            raise RecipeError(f'recipe {path} has more than {MAX_BYTES} bytes, as no recipe has; is it another file?')
-        text = start.decode()
-    except FileNotFoundError:
-        beside = sorted(str(other) for other in path.parent.glob('*.yaml'))
-        hint = nearest(str(path), beside) or nearest(_plain(path), _shipped())
-        raise RecipeError(f'recipe {path} does not exist.{hint}') from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f'recipe {path} cannot be read: {error}') from None
-    try:
-        content = _StrictLoader(text, str(path)).get_single_data()
-    except RecipeError:
-        raise
-    except Exception as error:  # PyYAML lets through what Python says of !!int x, 2024-13-45 or a thousand brackets
-        raise RecipeError(f'recipe {path} is not valid YAML: {" ".join(str(error).split())}') from None
-    if not isinstance(content, dict):
-        raise RecipeError(f'recipe {path} holds no "key: value" lines')
+    content = read_mapping(path, 'recipe', _shipped())
     block = content.pop(BLOCK, None) or {}
     if not isinstance(block, dict):
         raise RecipeError(f'{path}: {BLOCK} must be a block of "key: value" lines, got {block!r}')
@@ -319,6 +329,14 @@ def to_yaml(recipe: Recipe, sources: dict[str, str] | None = None) -> str:
 def as_yaml(value: Any) -> str:
     text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix('...\n').strip()
+
+
+def changed_knobs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """'lr 0.1 -> 0.2' for each value, in both recipes, that decides what a run computes and is not that of before."""
+    free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
+    return [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
+            if name in before and name not in free and before[name] != now[name]
+            and as_yaml(before[name]) != as_yaml(now[name])]  # a command line's tuple is a list in YAML
 
 
 DEFAULTS = Recipe()

@@ -13,8 +13,8 @@ from torch import nn
 from timm_rs.data.identity import changes, check_same_classes, known_classes
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe.knobs import FIELDS, Recipe
-from timm_rs.recipe.reading import as_yaml
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.recipe.reading import changed_knobs
 from timm_rs.training.checkpoint import Checkpoints, describe, load_weights, read_checkpoint
 from timm_rs.training.state import Position, Training
 
@@ -194,10 +194,7 @@ def _choose(wanted: str, checkpoints: Checkpoints, device: Device) -> tuple[Path
 
 
 def _check_recipe(now: dict[str, Any], before: dict[str, Any], source: str, changed: list[str]) -> None:
-    free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
-    changed = changed + [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
-                         if name in before and name not in free and before[name] != now[name]
-                         and as_yaml(before[name]) != as_yaml(now[name])]  # a command line's tuple is a list in YAML
+    changed = changed + changed_knobs(before, now)
     if changed:
         raise UserError(f'the recipe is not that of {source}: {", ".join(changed)}; give the same values, or insist '
                         'with --allow-recipe-change')
