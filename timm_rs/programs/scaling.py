@@ -20,8 +20,10 @@ from timm_rs.scaling.jobs import Engine, Job, Outcome, Pool, Signals, environmen
 from timm_rs.scaling.plan import Planned, create_plan, table, write_plan
 from timm_rs.scaling.points import Point, create_points
 from timm_rs.scaling.ray_engine import RayPool
+from timm_rs.scaling.report import report, write_family
 from timm_rs.scaling.runs import create_jobs, problem_of, strangers
 from timm_rs.scaling.study_file import find_study, read_study
+from timm_rs.study.results import COSTS
 
 PLAN_EXAMPLE = """example:
   python tools/scaling.py plan studies/paper.yaml --flops-per-second 4e14
@@ -31,9 +33,17 @@ RUN_EXAMPLE = """examples:
   python tools/scaling.py run studies/paper.yaml --data-dir imagenet --engine ray
   python tools/scaling.py run studies/paper.yaml --data-dir imagenet --commands > commands.txt
 """
+REPORT_EXAMPLE = """example:
+  python tools/scaling.py report studies/small.yaml --cost activations_m
+"""
+FAMILY_EXAMPLE = """example:
+  python tools/scaling.py family studies/small.yaml --budgets 0.003 0.006
+"""
 EXAMPLE = """examples:
   python tools/scaling.py plan studies/small.yaml
   python tools/scaling.py run studies/small.yaml --at-once 2
+  python tools/scaling.py report studies/small.yaml
+  python tools/scaling.py family studies/small.yaml --budgets 0.003 0.006
 """
 
 
@@ -42,7 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, words, example, add in (
             ('plan', 'what the runs of a study will cost; writes their recipes', PLAN_EXAMPLE, _add_plan),
-            ('run', 'start or continue them', RUN_EXAMPLE, _add_run)):
+            ('run', 'start or continue them', RUN_EXAMPLE, _add_run),
+            ('report', 'what the finished ones say: verdicts at equal cost, power laws, figures', REPORT_EXAMPLE,
+             _add_report),
+            ('family', 'the best finished model within each budget, as recipes', FAMILY_EXAMPLE, _add_family)):
         command = commands.add_parser(name, help=words, description=words, epilog=example)
         command.add_argument('study', metavar='STUDY', help='a file such as studies/small.yaml')
         command.add_argument('-o', '--output', type=Path, metavar='FOLDER',
@@ -51,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         add(command)
     arguments = parser.parse_args(argv)
     with exit_on_user_error():
-        run_plan(arguments) if arguments.command == 'plan' else run_study(arguments)
+        dict(plan=run_plan, run=run_study, report=run_report, family=run_family)[arguments.command](arguments)
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +82,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
                         help='print the command of each unfinished run, one per line, and start none')
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--cost', choices=COSTS, default='gmacs', help='at which series are compared [gmacs]')
+
+
+def _add_family(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--budgets', type=float, nargs='+', required=True, metavar='N', help='in the unit of the cost')
+    _add_report(parser)
+
+
 def run_plan(arguments: argparse.Namespace) -> None:
     rate = arguments.flops_per_second
     if rate is not None and not 0 < rate < float('inf'):
@@ -81,6 +103,14 @@ def run_plan(arguments: argparse.Namespace) -> None:
     if problems := _problems(folder, plan):
         raise UserError('; '.join(problems.values()))
     print(f'next: tools/scaling.py run {arguments.study}; the recipes are in {folder / "recipes"}')
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    print('\n'.join(report(*_opened(arguments), arguments.cost)))
+
+
+def run_family(arguments: argparse.Namespace) -> None:
+    print('\n'.join(write_family(*_opened(arguments), arguments.budgets, arguments.cost)))
 
 
 def _opened(arguments: argparse.Namespace) -> tuple[Path, list[Point]]:
