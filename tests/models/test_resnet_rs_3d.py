@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import timm
 import torch
@@ -10,14 +8,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from timm_rs.models import ResNetRS3d, resnetrs3d, resnetrs3d_50
-from timm_rs.models.resnet_rs_3d import (
-    Bottleneck3d,
-    SameConv3d,
-    SameMaxPool3d,
-    SelfGating,
-    create_conv,
-    pad_same,
-)
+from timm_rs.models.layers_3d import Bottleneck3d, SameConv3d, SameMaxPool3d, SelfGating
 
 TINY = dict(layers=(1, 1, 1, 1), width=0.125, num_classes=10)
 KINDS = {
@@ -60,17 +51,6 @@ def test_any_clip_gives_logits_and_five_maps_that_keep_their_frames(kwargs, size
         assert torch.equal(model.forward_head(last, pre_logits=True), last.mean((2, 3, 4)))
 
 
-@pytest.mark.parametrize('size', range(1, 10))
-@pytest.mark.parametrize(('kernel', 'stride'), [(3, 2), (5, 2), (7, 2), (3, 1), (1, 2)])
-def test_same_padding_is_tensorflows(size, kernel, stride):
-    padded = pad_same(torch.ones(1, 1, size, size, size), (kernel, 1, 1), (stride, 1, 1))[0, 0, :, 0, 0].tolist()
-    outputs = math.ceil(size / stride)
-    total = max((outputs - 1) * stride + kernel - size, 0)
-    assert padded == [0] * (total // 2) + [1] * size + [0] * (total - total // 2)
-    conv = create_conv(1, 1, (kernel, 1, 1), (stride, 1, 1))
-    assert conv(torch.ones(1, 1, size, 4, 4)).shape[2] == outputs
-
-
 def test_padding_differs_at_even_sizes_only():
     same, symmetric = tiny(), tiny(padding='symmetric')
     symmetric.load_state_dict(same.state_dict())
@@ -78,11 +58,6 @@ def test_padding_differs_at_even_sizes_only():
         odd, even = clips(1, 3, 5, 33, 33), clips(1, 3, 8, 32, 32)
         assert torch.allclose(same(odd), symmetric(odd), atol=1e-5)
         assert (same(even) - symmetric(even)).abs().max() > 1e-2 * same(even).abs().max()
-
-
-def test_max_pool_pads_with_minus_infinity():
-    negative = -1 - clips(1, 2, 3, 8, 8).abs()
-    assert SameMaxPool3d((1, 3, 3), (1, 2, 2))(negative).max() < 0
 
 
 def test_only_layers_with_a_stride_need_padding_of_their_own():

@@ -4,132 +4,21 @@ Paper: Bello et al. 2021, arXiv:2103.07579, section 7.5 and Table 6. Official co
 `official/vision/modeling/backbones/resnet_3d.py`. Kernels and strides are (time, height, width) throughout.
 """
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, get_device_dtype, get_same_padding, lecun_normal_, to_3tuple, trunc_normal_tf_
-from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_notrace_module
-from timm.models.resnet import Bottleneck, ResNet
+from timm.layers import get_device_dtype, lecun_normal_, trunc_normal_tf_
+from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs
+from timm.models.resnet import ResNet
 from torch import nn
 
+from .layers_3d import PADDINGS, Bottleneck3d, GlobalPool3d, SameMaxPool3d, SelfGating, create_conv
 from .registry import CfgSource, Entrypoint, point_cfg, register, resolve_weights
 from .resnet_rs import LAYERS, check_choice, check_size, choose_layers, refuse_size
 
 TEMPORAL_KERNELS = (1, 1, 3, 3)  # frames that the first convolution of each block sees, by stage
-PADDINGS = ('same', 'symmetric')
-
-
-def pad_same(x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], value: float = 0.0) -> torch.Tensor:
-    """`x` (N, C, T, H, W) with TensorFlow's SAME padding: what is odd comes after, so even sizes get (0, 1)."""
-    padding: list[int] = []
-    for size, taps, step in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):  # pad wants the last first
-        total = get_same_padding(size, taps, step, 1)
-        padding += (total // 2, total - total // 2)
-    return nn.functional.pad(x, padding, value=value)
-
-
-@register_notrace_module
-class SameConv3d(nn.Conv3d):
-    """A convolution with TensorFlow's SAME padding, which depends on the size of what comes in."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(pad_same(x, self.kernel_size, self.stride))
-
-
-@register_notrace_module
-class SameMaxPool3d(nn.MaxPool3d):
-    """A max pool with TensorFlow's SAME padding."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(pad_same(x, to_3tuple(self.kernel_size), to_3tuple(self.stride), -math.inf))
-
-
-def create_conv(
-        in_chans: int, out_chans: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1),
-        padding: str = 'same', **kwargs: Any) -> nn.Conv3d:
-    """A convolution without bias. Without stride, SAME and symmetric padding are one."""
-    if padding == 'same' and any(taps > 1 and step > 1 for taps, step in zip(kernel, stride, strict=True)):
-        return SameConv3d(in_chans, out_chans, kernel, stride, bias=False, **kwargs)
-    time, height, width = kernel
-    return nn.Conv3d(
-        in_chans, out_chans, kernel, stride, (time // 2, height // 2, width // 2), bias=False, **kwargs)
-
-
-class SelfGating(nn.Module):
-    """Channels weighted by a linear function of their means over the clip (S3D-G, arXiv:1712.04851)."""
-
-    def __init__(self, channels: int, **kwargs: Any):
-        super().__init__()
-        self.fc = nn.Conv3d(channels, channels, 1, **kwargs)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.fc(x.mean((2, 3, 4), keepdim=True)).sigmoid()
-
-
-class SqueezeExcite3d(nn.Module):
-    """Squeeze-and-excitation over time and space, of ratio 0.25 (rounded down)."""
-
-    def __init__(self, channels: int, **kwargs: Any):
-        super().__init__()
-        self.fc1 = nn.Conv3d(channels, channels // 4, 1, **kwargs)
-        self.act = nn.ReLU(inplace=True)
-        self.fc2 = nn.Conv3d(channels // 4, channels, 1, **kwargs)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.fc2(self.act(self.fc1(x.mean((2, 3, 4), keepdim=True)))).sigmoid()
-
-
-class Bottleneck3d(Bottleneck):
-    """(k, 1, 1), (1, 3, 3), (1, 1, 1); then, each where it is asked for, self gating, SE and stochastic depth.
-
-    Args:
-        inplanes: channels that come in; 4 * `planes` go out.
-        planes: channels in between.
-        temporal_kernel: k, in frames.
-        stride: of height and width, in the middle convolution. Time keeps its length.
-        conv, norm: make the layers, as `create_conv` and `nn.BatchNorm3d` do.
-        drop_path: rate of stochastic depth.
-        **kwargs: device and dtype.
-    """
-
-    def __init__(
-            self, inplanes: int, planes: int, temporal_kernel: int, stride: int, conv: Any, norm: Any,
-            squeeze_excite: bool, self_gating: bool, drop_path: float, **kwargs: Any):
-        nn.Module.__init__(self)  # the parts of timm's block are for images
-        outplanes = planes * self.expansion
-        self.conv1, self.bn1 = conv(inplanes, planes, (temporal_kernel, 1, 1)), norm(planes)
-        self.act1 = nn.ReLU(inplace=True)
-        self.conv2, self.bn2 = conv(planes, planes, (1, 3, 3), (1, stride, stride)), norm(planes)
-        self.act2 = nn.ReLU(inplace=True)
-        self.conv3, self.bn3 = conv(planes, outplanes, (1, 1, 1)), norm(outplanes)
-        self.gate = SelfGating(outplanes, **kwargs) if self_gating else nn.Identity()
-        self.se = SqueezeExcite3d(outplanes, **kwargs) if squeeze_excite else nn.Identity()
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.downsample = nn.Identity() if stride == 1 and inplanes == outplanes else nn.Sequential(
-            conv(inplanes, outplanes, (1, 1, 1), (1, stride, stride)), norm(outplanes))
-        self.act3 = nn.ReLU(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = self.downsample(x)
-        x = self.act1(self.bn1(self.conv1(x)))
-        x = self.act2(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
-        return self.act3(self.drop_path(self.se(self.gate(x))) + shortcut)  # type: ignore[no-any-return]
-
-
-class GlobalPool3d(nn.Module):
-    """The mean over time and space ('avg'), or nothing ('')."""
-
-    def __init__(self, pool_type: str):
-        super().__init__()
-        check_choice('global_pool', pool_type, ('avg', ''))
-        self.pool_type = pool_type
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean((2, 3, 4)) if self.pool_type else x
 
 
 class ResNetRS3d(ResNet):
@@ -262,6 +151,12 @@ class ResNetRS3d(ResNet):
             nn.init.zeros_(self.fc.bias)
 
 
+def clip_shape(model: nn.Module, image: Sequence[int]) -> tuple[int, ...]:
+    """Of one input of `model`: `image` (C, H, W) itself, or (C, T, H, W) with the frames of a network for clips."""
+    channels, *pixels = image
+    return (channels, model.num_frames, *pixels) if isinstance(model, ResNetRS3d) else tuple(image)
+
+
 def adapt_channels(state_dict: dict[str, Any], model: ResNetRS3d) -> dict[str, Any]:
     """Weights for clips of other channels, as timm adapts those for images: its own way takes only four axes."""
     state_dict = dict(state_dict)
@@ -283,9 +178,9 @@ def _cfg(**cfg: Any) -> dict[str, Any]:
 
 
 DEPTHS = (50, 101, 152, 200, 270, 350, 420)
+FIXED_NAMES = ('resnet3d_50', *(f'resnetrs3d_{depth}' for depth in DEPTHS))
 default_cfgs = generate_default_cfgs(
-    {f'resnetrs3d_{depth}': _cfg() for depth in DEPTHS}
-    | {'resnetrs3d': _cfg(), 'resnet3d_50': _cfg(first_conv='conv1')})
+    {name: _cfg() for name in (*FIXED_NAMES, 'resnetrs3d')} | {'resnet3d_50': _cfg(first_conv='conv1')})
 
 
 def _create(
