@@ -41,6 +41,32 @@ def test_stem_and_batch_scale_as_they_should():
         measure_complexity(model, 64, in_chans=3)
 
 
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('resnetrs3d', dict(layers=(1, 1, 1, 1), width=0.25, self_gating=True, num_frames=5)),
+    ('resnetrs', dict(layers=(1, 1, 1, 1), width=0.25)), ('test_vit', dict(img_size=64)),
+])
+def test_the_meta_device_gives_the_same_count(name, kwargs):
+    computed = measure_complexity(timm.create_model(name, **kwargs), 64)
+    with torch.device('meta'):
+        meta = measure_complexity(timm.create_model(name, **kwargs), 64)
+    assert (meta.params, meta.macs, meta.uncounted) == (computed.params, computed.macs, {})
+    if name != 'test_vit':  # where fused attention hides the products that fvcore counts
+        assert meta.activations == computed.activations
+
+
+def test_clips_have_the_frames_of_the_model_or_those_asked_for():
+    with torch.device('meta'):
+        model = timm.create_model('resnetrs3d', layers=(1, 1, 1, 1), width=0.25, num_frames=8, squeeze_excite=False)
+    eight, default = measure_complexity(model, 64, num_frames=8), measure_complexity(model, 64)
+    assert eight == default
+    sixteen = measure_complexity(model, 64, num_frames=16)
+    assert sixteen.macs - 2 * eight.macs == -model.fc.weight.numel()  # all but the classifier doubles
+    with pytest.raises(ValueError, match='num_frames=0: give at least 1'):
+        measure_complexity(model, 64, num_frames=0)
+    with pytest.raises(ValueError, match='num_frames=8: the model takes images'):
+        measure_complexity(nn.Conv2d(3, 1, 1), 64, num_frames=8)
+
+
 def test_size_of_the_cfg_is_the_default():
     model = timm.create_model('resnetrs', layers=(1, 1, 1, 1), width=0.25)
     assert measure_complexity(model) == measure_complexity(model, 224)

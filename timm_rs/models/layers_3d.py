@@ -17,6 +17,12 @@ from .resnet_rs import check_choice
 PADDINGS = ('same', 'symmetric')
 
 
+def channels_last_layout(module: nn.Module | torch.Tensor) -> torch.memory_format:
+    """torch's memory layout with the channels last, for a batch of images or clips or for a network that takes them."""
+    tensors = [module] if isinstance(module, torch.Tensor) else module.parameters()
+    return torch.channels_last_3d if any(tensor.ndim == 5 for tensor in tensors) else torch.channels_last
+
+
 def pad_same(x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int], value: float = 0.0) -> torch.Tensor:
     """`x` (N, C, T, H, W) with TensorFlow's SAME padding: what is odd comes after, so even sizes get (0, 1)."""
     padding: list[int] = []

@@ -151,10 +151,20 @@ class ResNetRS3d(ResNet):
             nn.init.zeros_(self.fc.bias)
 
 
-def clip_shape(model: nn.Module, image: Sequence[int]) -> tuple[int, ...]:
-    """Of one input of `model`: `image` (C, H, W) itself, or (C, T, H, W) with the frames of a network for clips."""
+def clip_shape(model: nn.Module, image: Sequence[int], num_frames: int | None = None) -> tuple[int, ...]:
+    """Of one input of `model`: `image` (C, H, W) itself, or (C, T, H, W) where it is a network for clips.
+
+    T is `num_frames`, or for None the model's own. Raises ValueError for no frames, or frames for a model of images.
+    """
+    if not isinstance(model, ResNetRS3d):
+        if num_frames is not None:
+            raise ValueError(f'num_frames={num_frames}: the model takes images, not clips')
+        return tuple(image)
+    frames = model.num_frames if num_frames is None else num_frames
+    if frames < 1:
+        raise ValueError(f'num_frames={frames}: give at least 1')
     channels, *pixels = image
-    return (channels, model.num_frames, *pixels) if isinstance(model, ResNetRS3d) else tuple(image)
+    return channels, frames, *pixels
 
 
 def adapt_channels(state_dict: dict[str, Any], model: ResNetRS3d) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, blaming
 from timm_rs.models.batch_norm import group_batch_norm
+from timm_rs.models.layers_3d import channels_last_layout
+from timm_rs.models.resnet_rs_3d import ResNetRS3d
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Task
 from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
@@ -124,7 +126,8 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
             raise UserError(f'bn_group_size {group_size} does not divide the batch of '
                             f'{recipe.batch_size * device.num_local_devices} images')
         model = group_batch_norm(model, group_size)
-    memory_format = torch.channels_last if recipe.channels_last and not device.is_lazy else torch.preserve_format
+    in_channels_last = recipe.channels_last and not device.is_lazy
+    memory_format = channels_last_layout(model) if in_channels_last else torch.preserve_format
     return model.to(device.torch_device, memory_format=memory_format), data_config
 
 
@@ -164,7 +167,8 @@ def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
         data_config = resolve_data_config(dataclasses.asdict(recipe), model=model)
     # What timm's loader does, too, but not whoever else reads the configuration of a model with unusual channels.
     data_config |= {name: adapt_to_chs(data_config[name], channels) for name in ('mean', 'std')}
-    return model, data_config | dict(input_size=(channels, *data_config['input_size'][1:]))
+    data_config |= dict(input_size=(channels, *data_config['input_size'][1:]))
+    return model, data_config | (dict(num_frames=model.num_frames) if isinstance(model, ResNetRS3d) else {})
 
 
 def has_fixed_size(model: Any) -> bool:
