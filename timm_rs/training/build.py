@@ -11,6 +11,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.layers import convert_sync_batchnorm, set_fast_norm
+from timm.models import clean_state_dict
 
 from timm_rs.containers.weights import check_weights, check_weights_in
 from timm_rs.data.digits import write_digits
@@ -19,6 +20,7 @@ from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, blaming
 from timm_rs.models.batch_norm import group_batch_norm
+from timm_rs.models.inflate import inflate
 from timm_rs.models.layers_3d import channels_last_layout
 from timm_rs.models.resnet_rs_3d import ResNetRS3d
 from timm_rs.recipe.knobs import Recipe
@@ -110,10 +112,10 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
             model.get_classifier().bias.mul_(recipe.head_init_scale)
         if recipe.head_init_bias is not None:
             model.get_classifier().bias.fill_(recipe.head_init_bias)
+    if recipe.inflate and not recipe.initial_checkpoint:
+        raise UserError(f'inflate {recipe.inflate} is for the weights of initial_checkpoint: give that, too')
     if recipe.initial_checkpoint:
-        content = read_checkpoint(recipe.initial_checkpoint)
-        load_weights(model, content.get('state_dict_ema') or content['state_dict'],
-                     describe(recipe.initial_checkpoint, content))
+        _load_initial(model, recipe.initial_checkpoint, recipe.inflate)
     if recipe.sync_bn and device.is_distributed:
         if device.torch_device.type == 'cpu':
             raise UserError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU')
@@ -129,6 +131,18 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
     in_channels_last = recipe.channels_last and not device.is_lazy
     memory_format = channels_last_layout(model) if in_channels_last else torch.preserve_format
     return model.to(device.torch_device, memory_format=memory_format), data_config
+
+
+def _load_initial(model: Any, path: str, rule: str) -> None:
+    """Start `model` from the checkpoint at `path`, averaged weights first, inflated by `rule` if there is one."""
+    content = read_checkpoint(path)
+    weights, source = content.get('state_dict_ema') or content['state_dict'], describe(path, content)
+    if rule:
+        with blaming(f'{source} cannot be inflated'):
+            weights = inflate(clean_state_dict(weights), model, rule)
+    elif isinstance(model, ResNetRS3d) and not any(value.ndim == 5 for value in weights.values()):
+        raise UserError(f'{source} is of a network for images, and the model takes clips: give --inflate centre')
+    load_weights(model, weights, source)
 
 
 def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
