@@ -92,6 +92,7 @@ def test_a_network_for_clips_keeps_our_name(tiny_run, tmp_path):
     loaded = timm.create_model(f'local-dir:{tmp_path / "folder"}', pretrained=True).eval()
     x = torch.randn(1, 3, 3, 32, 32)
     assert loaded.num_frames == 3 and torch.equal(loaded(x), clips.model(x))
+    assert '```python\nimport timm_rs\n' in (tmp_path / 'folder/README.md').read_text()
 
 
 def test_weights_that_are_not_finite_are_not_published():
