@@ -167,6 +167,7 @@ def test_inference_compares_eager_with_the_backends_of_the_precision():
 @pytest.mark.parametrize(('point', 'words'), [
     ('test_resnet', 'test_resnet is not MODEL@SIZE'),
     ('test_resnet@0', 'is not MODEL@SIZE'),
+    ('resnetrs3d@0x32', 'of clips MODEL@FRAMESxSIZE'),
     ('test_resnets@32', 'unknown model test_resnets. Did you mean test_resnet'),
 ])
 def test_what_is_no_point_is_refused(point, words):

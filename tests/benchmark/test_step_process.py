@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.models.resnet import ResNet
 
 import timm_rs.training.build
 from timm_rs.benchmark import step_process
@@ -9,6 +10,7 @@ from timm_rs.benchmark.step_process import Candidate, check_setup, step_recipe
 from timm_rs.benchmark.worker import StepProcess
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
+from timm_rs.models import ResNetRS3d
 from timm_rs.training.build import build_model
 
 TINY = Candidate('test_resnet', 32, 'train', 'channels_last', batch_size=4, steps=2, device='cpu')
@@ -29,6 +31,24 @@ def test_steps_of_other_recipes_run(tmp_path, text):
     (tmp_path / 'my.yaml').write_text(text)
     for setup in ('channels_last', 'timm+channels_last'):
         StepProcess(replace(TINY, recipe=str(tmp_path / 'my.yaml'), setup=setup)).close()
+
+
+@pytest.mark.parametrize(('setup', 'work'), [
+    ('channels_last+checkpointing', 'train'), ('timm+channels_last', 'train'), ('channels_last', 'infer')])
+def test_networks_for_clips_get_clips_in_their_layout(tmp_path, monkeypatch, setup, work):
+    kwargs = dict(layers=(1, 1, 1, 1), width=0.125)
+    monkeypatch.setattr(step_process, 'step_recipe', lambda candidate: replace(
+        (recipe := step_recipe(candidate)), model_kwargs=recipe.model_kwargs | kwargs, bn_group_size=2, drop_path=0.1))
+    shapes = []
+
+    def forward(model, clips):
+        shapes.append((tuple(clips.shape), clips.is_contiguous(memory_format=torch.channels_last_3d)))
+        return ResNet.forward(model, clips)
+    monkeypatch.setattr(ResNetRS3d, 'forward', forward)
+    candidate = replace(TINY, model='resnetrs3d', setup=setup, work=work, num_frames=3)
+    assert candidate.label == 'resnetrs3d@3x32'
+    step_process.create_work(candidate, Device('cpu'))(2)
+    assert set(shapes) == {((4, 3, 3, 32, 32), True)}
 
 
 def test_both_loops_train_the_same_so_neither_leaves_out_work(monkeypatch):

@@ -7,6 +7,7 @@ import timm_rs.inference.export
 from timm_rs.errors import UserError
 from timm_rs.inference.export import Exported, as_source, compare_outputs, export_model, open_export
 from timm_rs.inference.source import Source, open_model
+from timm_rs.transforms.create import create_transform
 
 FILES = {'torch_export': 'model.pt2', 'onnx': 'model.onnx', 'openvino': 'model.xml'}
 
@@ -44,6 +45,21 @@ def test_a_file_computes_what_the_model_does_and_says_what_it_is(format, source,
     assert {file.name for file in tmp_path.iterdir()} == {path.name} | beside
     again = as_source(path, exported)
     assert (again.class_names, again.data_config['input_size']) == (list('abcde'), [3, 32, 32])
+
+
+@pytest.mark.parametrize(('format', 'batch_size'), [('torch_export', None), ('onnx', None), ('openvino', 1)])
+def test_a_network_for_clips_is_a_file_of_its_frames(format, batch_size, tmp_path):
+    path, clips = tmp_path / FILES[format], torch.randn(3, 3, 5, 33, 32)
+    source = open_model('resnetrs3d', num_classes=5, model_kwargs=dict(
+        layers=(1, 1, 1, 1), width=0.125, num_frames=5, self_gating=True))
+    source.data_config['input_size'] = (3, 33, 32)
+    metadata, agreement = export_model(source, path, format, batch_size=batch_size, check_images=clips)
+    assert agreement.error <= 1e-4 and metadata['folded_batch_norms'] == 19
+    assert metadata['input']['shape'] == [batch_size or 'batch', 3, 5, 33, 32]
+    again = as_source(path, open_export(path))
+    for loads in (source, again):  # tools/predict.py and all else that has images only
+        with pytest.raises(UserError, match='takes clips of 5 frames, and here are images'):
+            create_transform(loads.recipe, loads.data_config, is_training=False)
 
 
 @pytest.mark.parametrize(('format', 'precision'), [

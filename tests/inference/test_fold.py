@@ -6,6 +6,8 @@ from torch import nn
 
 from timm_rs.errors import UserError
 from timm_rs.inference.fold import fold_batch_norm
+from timm_rs.models.batch_norm import KINDS
+from timm_rs.models.resnet_rs_3d import clip_shape
 
 SMALL = dict(layers=(1, 1, 1, 1), width=0.125)
 
@@ -15,7 +17,7 @@ def network(name, **kwargs):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, **kwargs).eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, KINDS):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             nn.init.uniform_(module.weight)
@@ -24,14 +26,15 @@ def network(name, **kwargs):
 
 
 def batch_norms(model):
-    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return sum(isinstance(module, KINDS) for module in model.modules())
 
 
 @pytest.mark.parametrize(('name', 'kwargs'), [
-    ('resnetrs', SMALL), ('resnetrs', SMALL | dict(resnet_d=False)), ('efficientnet_rs_b0', {}), ('test_resnet', {})])
+    ('resnetrs', SMALL), ('resnetrs', SMALL | dict(resnet_d=False)), ('efficientnet_rs_b0', {}), ('test_resnet', {}),
+    ('resnetrs3d', SMALL | dict(self_gating=True, num_frames=4))])
 def test_folded_networks_have_no_batch_norm_and_the_same_logits(name, kwargs):
     model = network(name, **kwargs)
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, *clip_shape(model, (3, 64, 64)))
     before = batch_norms(model)
     folded, count = fold_batch_norm(model)
     assert (count, batch_norms(folded), batch_norms(model)) == (before, 0, before)

@@ -11,14 +11,15 @@ import timm_rs  # noqa: F401
 from timm_rs.models.batch_norm import GroupBatchNormAct2d, group_batch_norm
 
 
-def test_groups_are_normalised_as_processes_would_normalise_them():
+@pytest.mark.parametrize(('kind', 'size'), [(nn.BatchNorm2d, (5, 5)), (nn.BatchNorm3d, (2, 5, 3))])
+def test_groups_are_normalised_as_processes_would_normalise_them(kind, size):
     torch.manual_seed(0)
-    plain = nn.BatchNorm2d(4, momentum=0.3)
+    plain = kind(4, momentum=0.3)
     nn.init.normal_(plain.weight)
     nn.init.normal_(plain.bias)
     processes = [copy.deepcopy(plain) for _ in range(3)]
     grouped = group_batch_norm(nn.Sequential(copy.deepcopy(plain)), 2)
-    x = torch.randn(6, 4, 5, 5) * 3 + 1
+    x = torch.randn(6, 4, *size) * 3 + 1
     first, second = x.clone().requires_grad_(), x.clone().requires_grad_()
     expected = torch.cat([norm(part) for norm, part in zip(processes, first.split(2), strict=True)])
     got = grouped(second)
@@ -32,16 +33,19 @@ def test_groups_are_normalised_as_processes_would_normalise_them():
     assert grouped[0].num_batches_tracked == 1
 
 
-@pytest.mark.parametrize('name', ['resnetrs_50', 'efficientnet_rs_b0'])
+@pytest.mark.parametrize(('name', 'kwargs', 'size'), [
+    ('resnetrs_50', {}, (64, 64)), ('efficientnet_rs_b0', {}, (64, 64)),
+    ('resnetrs3d', dict(layers=(1, 1, 1, 1), width=0.125), (4, 32, 32)),
+])
 @pytest.mark.parametrize('group_size', [0, 4])
-def test_a_network_keeps_its_names_and_results(name, group_size):
+def test_a_network_keeps_its_names_and_results(name, kwargs, size, group_size):
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5)
+    model = timm.create_model(name, num_classes=5, **kwargs)
     grouped = group_batch_norm(copy.deepcopy(model), group_size)
     assert list(grouped.state_dict()) == list(model.state_dict())
     assert not [module for module in grouped.modules()
-                if isinstance(module, nn.BatchNorm2d) and not isinstance(module, GroupBatchNormAct2d)]
-    images = torch.randn(4, 3, 64, 64)
+                if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)) and not isinstance(module, GroupBatchNormAct2d)]
+    images = torch.randn(4, 3, *size)
     with torch.no_grad():
         torch.manual_seed(1)
         expected = model.train()(images)

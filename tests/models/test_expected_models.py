@@ -1,6 +1,6 @@
-"""Every registered model against tests/expected/expected_models.csv.
+"""Every registered model against tests/expected/expected_models.csv, networks for clips against expected_models_3d.csv.
 
-`params` and `gflops` there follow from the architecture; `table7_*` are what the paper prints.
+`params`, `gflops` and so on there follow from the architecture; `table7_*` are what the paper prints.
 """
 import csv
 import functools
@@ -15,6 +15,8 @@ from timm_rs.models.complexity import measure_complexity
 
 with open(EXPECTED / 'expected_models.csv', newline='') as file:
     ROWS = list(csv.DictReader(file))
+with open(EXPECTED / 'expected_models_3d.csv', newline='') as file:
+    CLIP_ROWS = list(csv.DictReader(file))
 TABLE_7 = [row for row in ROWS if row['table7_params_m']]
 # docs/models.md's table of costs, as tools/flops.py prints it: cells by model
 TABLE = {line.split()[1]: line.split()[3::2] for line in (ROOT / 'docs/models.md').read_text().splitlines()
@@ -50,6 +52,16 @@ def test_the_table_of_costs_has_all_points_of_the_paper():
     assert list(TABLE) == list(PAPER_POINTS) and set(TABLE) <= {row['model'] for row in ROWS}
 
 
+@pytest.mark.parametrize('row', CLIP_ROWS, ids=[' '.join(list(row.values())[:4]) for row in CLIP_ROWS])
+def test_networks_for_clips_cost_what_is_expected(row):
+    kwargs = {name: float(value) for name, value in (pair.split('=') for pair in row['kwargs'].split())}
+    with torch.device('meta'):
+        model = timm.create_model(row['model'], **kwargs)
+    cost = measure_complexity(model, int(row['img_size']), num_frames=int(row['num_frames']))
+    assert cost.params == int(row['params'])
+    assert (f'{cost.macs / 1e9:.2f}', f'{cost.activations / 1e6:.1f}') == (row['gmacs'], row['macts'])
+
+
 @pytest.mark.parametrize('row', TABLE_7, ids=[row['model'] for row in TABLE_7])
 def test_expected_figures_are_those_that_table_7_prints(row):
     assert_prints_as(int(row['params']) / 1e6, row['table7_params_m'])
@@ -64,10 +76,10 @@ def assert_prints_as(value, printed):
 
 
 def test_every_registered_model_has_an_expected_row():
-    ours = {name for name in timm.list_models(module=('resnet_rs', 'efficientnet_rs'))
+    ours = {name for name in timm.list_models(module=('resnet_rs', 'resnet_rs_3d', 'efficientnet_rs'))
             if timm.models.model_entrypoint(name).__module__.startswith('timm_rs.')}
-    assert len(ours) == 16
-    assert ours == {row['model'].partition('.')[0] for row in ROWS}
+    assert len(ours) == 16 + 9
+    assert ours == {row['model'].partition('.')[0] for row in ROWS + CLIP_ROWS}
 
 
 def test_every_paper_point_has_an_expected_row_at_its_resolution():

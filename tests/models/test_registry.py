@@ -19,13 +19,14 @@ HOSTED = {
     'resnetrs_350.tf_i256_in1k': 'timm/resnetrs350.tf_in1k',
     'resnetrs_420.tf_i320_in1k': 'timm/resnetrs420.tf_in1k',
 }
+CLIP_MODELS = ('resnet3d_50', 'resnetrs3d', *(f'resnetrs3d_{depth}' for depth in (50, 101, 152, 200, 270, 350, 420)))
 DEFAULT_SIZES = {
     'resnetrs': 224, 'resnetrs_50': 160, 'resnetrs_101': 192, 'resnetrs_152': 256, 'resnetrs_200': 256,
     'resnetrs_270': 256, 'resnetrs_350': 256, 'resnetrs_420': 320,
     'efficientnet_rs_b0': 160, 'efficientnet_rs_b1': 160, 'efficientnet_rs_b2': 192,
     'efficientnet_rs_b3': 192, 'efficientnet_rs_b4': 224, 'efficientnet_rs_b5': 256,
     'efficientnet_rs_b6': 288, 'efficientnet_rs_b7': 320,
-}
+} | dict.fromkeys(CLIP_MODELS, 224)
 
 
 def run_python(code):
@@ -48,7 +49,7 @@ def test_hosted_tags_point_at_timms_hub_weights_and_are_the_default():
         assert timm.models.is_model_pretrained(name.partition('.')[0])
 
 
-@pytest.mark.parametrize('name', DEFAULT_SIZES)
+@pytest.mark.parametrize('name', DEFAULT_SIZES.keys() - set(CLIP_MODELS))
 def test_cfg_is_complete(name):
     with torch.device('meta'):
         model = timm.create_model('resnetrs' if name.startswith('resnetrs') else 'efficientnet_rs_b0')
@@ -64,6 +65,18 @@ def test_cfg_is_complete(name):
             assert 'not the TensorFlow weights' in cfg.description
         else:
             assert (cfg.crop_pct, cfg.test_input_size) == (0.875, cfg.input_size)
+
+
+@pytest.mark.parametrize('name', CLIP_MODELS)
+def test_cfg_of_a_network_for_clips_is_complete(name):
+    with torch.device('meta'):
+        model = timm.create_model(name, width=0.125)
+    cfg = get_pretrained_cfg(name)
+    assert model.get_submodule(cfg.first_conv).in_channels == 3
+    assert model.get_submodule(cfg.classifier).out_features == cfg.num_classes == model.num_classes == 400
+    assert (cfg.input_size, cfg.test_input_size, cfg.pool_size) == ((3, 224, 224), (3, 256, 256), (7, 7))
+    assert (cfg.mean, cfg.std, cfg.crop_pct, cfg.interpolation) == ((0, 0, 0), (1, 1, 1), 1.0, 'bilinear')
+    assert (cfg.license, cfg.paper_ids, cfg.architecture) == ('apache-2.0', 'arXiv:2103.07579', name)
 
 
 def test_extensions_of_the_paper_say_so():
@@ -111,7 +124,8 @@ def test_reload_keeps_the_registry_and_does_not_warn():
         import importlib, timm, timm_rs
         names = timm.list_models(include_tags=True)
         before = timm.models.model_entrypoint('resnetrs_50')
-        for module in (timm_rs.models.resnet_rs, timm_rs.models.efficientnet_rs, timm_rs.models, timm_rs):
+        for module in (timm_rs.models.resnet_rs, timm_rs.models.resnet_rs_3d, timm_rs.models.efficientnet_rs,
+                       timm_rs.models, timm_rs):
             importlib.reload(module)
         assert timm.list_models(include_tags=True) == names
         assert before is not timm.models.model_entrypoint('resnetrs_50') is timm_rs.models.resnetrs_50

@@ -43,9 +43,23 @@ def test_img_size_reaches_networks_of_fixed_size_too(flops, capsys):
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ['test_vit', '64']
 
 
+@pytest.mark.parametrize(('argv', 'size', 'gmacs'), [
+    ([], '32x224x224', 88.02), (['--img-size', '256'], '32x256x256', 114.96),
+    (['--num-frames', '64'], '64x224x224', 176.03)])
+def test_clips_are_counted_by_their_frames(flops, capsys, argv, size, gmacs):
+    flops.main(['resnetrs3d_50', *argv])
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:3] == ['resnetrs3d_50', size, '42.555'] and float(row[3]) == pytest.approx(gmacs, abs=0.01)
+
+
+def test_frames_are_for_networks_that_take_clips(flops, capsys):
+    assert 'num_frames=16: the model takes images' in failure(flops, capsys, 'test_resnet', '--num-frames', 16)
+    assert 'num_frames=0: give at least 1' in failure(flops, capsys, 'resnetrs3d_50', '--num-frames', 0)
+
+
 def test_without_model_the_papers_points_are_counted(flops, capsys, monkeypatch):
     cost = flops.Complexity(params=2_000_000, macs=1_500_000_000, activations=3_000_000, uncounted={})
-    monkeypatch.setattr(flops, 'count', lambda name, img_size, size: (cost, '160'))
+    monkeypatch.setattr(flops, 'count', lambda *arguments: (cost, '160'))
     flops.main([])
     _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
     assert [row[0] for row in rows] == list(PAPER_POINTS)
@@ -55,7 +69,7 @@ def test_without_model_the_papers_points_are_counted(flops, capsys, monkeypatch)
 def test_what_is_not_counted_is_one_line_on_stderr(flops, capsys, monkeypatch):
     uncounted = {'aten::lstm': 36, 'aten::fft_fft2': 2}
     cost = flops.Complexity(params=1, macs=1, activations=1, uncounted=uncounted)
-    monkeypatch.setattr(flops, 'count', lambda name, img_size, size: (cost, '160'))
+    monkeypatch.setattr(flops, 'count', lambda *arguments: (cost, '160'))
     flops.main(['resnet18'])
     assert capsys.readouterr().err == 'resnet18: not counted: aten::fft_fft2 x2, aten::lstm x36\n'
 
@@ -77,7 +91,7 @@ def test_img_size_must_be_positive(flops, capsys, size):
 
 @pytest.mark.parametrize('models', [[], ['resnetrs_50'], ['resnetrs', 'resnetrs_50']])
 def test_width_and_depth_are_for_the_generic_model(flops, capsys, models):
-    assert 'only for the model resnetrs' in failure(flops, capsys, *models, '--width', 0.5, '--depth', 26)
+    assert 'only for resnetrs or resnetrs3d' in failure(flops, capsys, *models, '--width', 0.5, '--depth', 26)
 
 
 @pytest.mark.parametrize(('argv', 'message'), [

@@ -83,6 +83,18 @@ def test_what_timm_cannot_build_has_no_twin(kwargs):
     assert stock_twin(network('resnetrs', **kwargs), kwargs, (3, 32, 32)) is None
 
 
+def test_a_network_for_clips_keeps_our_name(tiny_run, tmp_path):
+    trained, kwargs = read_run(tiny_run), dict(layers=(1, 1, 1, 1), width=0.125, num_frames=3, self_gating=True)
+    clips = dataclasses.replace(
+        trained, recipe=dataclasses.replace(trained.recipe, model='resnetrs3d', model_kwargs=kwargs),
+        model=network('resnetrs3d', **kwargs), data_config=trained.data_config | dict(num_frames=3))
+    assert write_folder(clips, tmp_path / 'folder', NAME) == 'resnetrs3d'
+    loaded = timm.create_model(f'local-dir:{tmp_path / "folder"}', pretrained=True).eval()
+    x = torch.randn(1, 3, 3, 32, 32)
+    assert loaded.num_frames == 3 and torch.equal(loaded(x), clips.model(x))
+    assert '```python\nimport timm_rs\n' in (tmp_path / 'folder/README.md').read_text()
+
+
 def test_weights_that_are_not_finite_are_not_published():
     model = network('resnetrs', **SMALL)
     model.fc.bias.data[0] = float('nan')

@@ -22,3 +22,12 @@ def test_a_model_has_the_recipes_image_size_in_its_weights_unless_it_takes_all(m
     expected = timm.create_model(model, **kwargs, **own).state_dict()
     assert network.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize('loader', ['fast', 'timm'])
+def test_images_are_refused_where_the_network_takes_clips(run, image_folder, loader):
+    done = run('--model', 'resnetrs3d', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', 'num_frames=8',
+               '--data-dir', image_folder, '--device', 'cpu', '--workers', '0', '--loader', loader,
+               '--batch-size', '8')
+    assert done.code == 2 and done.err.count('\n') == 1
+    assert 'resnetrs3d takes clips of 8 frames, and here are images: use a network for images' in done.err

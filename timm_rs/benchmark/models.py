@@ -66,15 +66,16 @@ class Protocol:
     recipe: str = ''
 
     def candidate(self, point: str, setup: str) -> Candidate:
-        """Raises UserError for a point that is not MODEL@SIZE, or a model that timm does not know."""
-        found = re.fullmatch(r'([^@]+)@([1-9]\d*)', point)
+        """Raises UserError for a point that is not MODEL@SIZE or MODEL@FRAMESxSIZE, or an unknown model."""
+        found = re.fullmatch(r'([^@]+)@(?:([1-9]\d*)x)?([1-9]\d*)', point)
         if not found:
-            raise UserError(f'{point} is not MODEL@SIZE, such as resnetrs_50@160')
+            raise UserError(f'{point} is not MODEL@SIZE, such as resnetrs_50@160, or of clips MODEL@FRAMESxSIZE, such '
+                            'as resnetrs3d_50@16x224')
         check_model(found[1])
         check_setup(setup, self.work)
         return Candidate(
-            found[1], int(found[2]), 'infer' if self.work == 'infer' else 'train', setup, self.batch_size,
-            -(-self.images // self.batch_size) or 1, self.device, self.recipe)
+            found[1], int(found[3]), 'infer' if self.work == 'infer' else 'train', setup, self.batch_size,
+            -(-self.images // self.batch_size) or 1, self.device, self.recipe, int(found[2] or 0))
 
     def warning(self) -> str:
         """What people should know before it begins; mostly nothing."""
@@ -87,7 +88,7 @@ class Protocol:
     def key(self, candidate: Candidate, base: str) -> dict[str, str]:
         """The columns of a row that say what was asked for; a row that has them all need not be measured again."""
         return dict(
-            work=self.work, model=candidate.model, img_size=str(candidate.img_size), setup=candidate.setup,
+            work=self.work, model=candidate.model, img_size=candidate.size, setup=candidate.setup,
             precision=candidate.precision, base=base, first_setup=self.setups[0], device=self.device,
             recipe=self.recipe, threads=str(torch.get_num_threads()),
             protocol=f'batch {"halved from " if self.search else ""}{self.batch_size}, '

@@ -22,6 +22,8 @@ from timm_rs.benchmark.rows import Cost, cpu_seconds
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, first_line
 from timm_rs.inference.backends import BACKENDS, inference_backends
+from timm_rs.models.layers_3d import channels_last_layout
+from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.knobs import Recipe, nearest
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks import create_task
@@ -65,10 +67,15 @@ class Candidate:
     steps: int
     device: str
     recipe: str = ''  # file with the values of the training step; empty for those of `step_recipe`
+    num_frames: int = 0  # of a clip; 0 for images, and for as many as the model says
+
+    @property
+    def size(self) -> str:
+        return f'{self.num_frames}x{self.img_size}' if self.num_frames else str(self.img_size)
 
     @property
     def label(self) -> str:
-        return f'{self.model}@{self.img_size}'
+        return f'{self.model}@{self.size}'
 
     @property
     def precision(self) -> str:
@@ -112,6 +119,8 @@ def step_recipe(candidate: Candidate) -> Recipe:
     if candidate.work == 'train':  # the setup decides these
         for part in candidate.setup.split('+'):
             values |= PARTS[part]
+    if candidate.num_frames:
+        values['model_kwargs'] = values.get('model_kwargs', {}) | dict(num_frames=candidate.num_frames)
     return replace(
         Recipe(**values), model=candidate.model, img_size=candidate.img_size, batch_size=candidate.batch_size,
         input_size=None, num_classes=1000, lr=1e-6, log_interval=1_000_000, device=candidate.device)
@@ -129,8 +138,10 @@ def create_work(candidate: Candidate, device: Device) -> Callable[[int], None]:
             model, config = training.model, training.data_config
         else:
             model, config = build_model(recipe, device, task)
-        pixels = torch.randint(256, (candidate.batch_size, *config['input_size']), dtype=torch.uint8)
-        mean, std = (255 * torch.tensor(config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
+        shape = clip_shape(model, config['input_size'])
+        pixels = torch.randint(256, (candidate.batch_size, *shape), dtype=torch.uint8)
+        of_channels = (-1, *[1] * (len(shape) - 1))
+        mean, std = (255 * torch.tensor(config[name]).view(of_channels) for name in ('mean', 'std'))
         images = (pixels - mean) / std
         targets = torch.randint(model.num_classes, (candidate.batch_size,))
     del pixels
@@ -164,7 +175,7 @@ def training_work(
 def timms_work(
         training: Training, device: Device, images: torch.Tensor, targets: torch.Tensor) -> Callable[[int], None]:
     """Updates as timm's train.py makes them."""
-    layout = torch.channels_last if training.settings.channels_last else torch.contiguous_format
+    layout = channels_last_layout(images) if training.settings.channels_last else torch.contiguous_format
     updates = itertools.count(1)
 
     def work(steps: int) -> None:

@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from timm_rs.errors import UserError
+from timm_rs.models.layers_3d import channels_last_layout
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -157,8 +158,9 @@ class Device:
         return len(images) * self.world_size
 
     def in_layout(self, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
-        """`images` (N, C, H, W) in the memory layout of the model."""
-        return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        """`images` (N, C, H, W), or clips (N, C, T, H, W), in the memory layout of the model."""
+        layout = channels_last_layout(images) if channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=layout)
 
     def seed_batch(self, *place: int) -> None:
         """Where the device draws its own random numbers, make them those of the batch at `place` of the run."""

@@ -20,6 +20,7 @@ from torch import nn
 from timm_rs.containers.programs import load_onnx
 from timm_rs.errors import UserError, first_line
 from timm_rs.inference.fold import fold_batch_norm
+from timm_rs.models.layers_3d import channels_last_layout
 
 Runner: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 IMAGES, LOGITS = 'image', 'logits'  # names of input and output in exported graphs
@@ -62,15 +63,15 @@ def _eager(model: nn.Module, images: torch.Tensor, calibration: torch.Tensor) ->
 
 
 def _channels_last(model: nn.Module, images: torch.Tensor, calibration: torch.Tensor) -> Runner:
-    return run_torch(copy.deepcopy(model), torch.channels_last)
+    return run_torch(copy.deepcopy(model), in_channels_last=True)
 
 
 def _folded(model: nn.Module, images: torch.Tensor, calibration: torch.Tensor) -> Runner:
-    return run_torch(fold_batch_norm(model)[0], torch.channels_last)
+    return run_torch(fold_batch_norm(model)[0], in_channels_last=True)
 
 
 def _folded_bf16(model: nn.Module, images: torch.Tensor, calibration: torch.Tensor) -> Runner:
-    return run_torch(InBfloat16(fold_batch_norm(model)[0]), torch.channels_last)
+    return run_torch(InBfloat16(fold_batch_norm(model)[0]), in_channels_last=True)
 
 
 def _compiled(model: nn.Module, images: torch.Tensor, calibration: torch.Tensor) -> Runner:
@@ -84,14 +85,16 @@ def _compiled_bf16(model: nn.Module, images: torch.Tensor, calibration: torch.Te
 def _compile(model: nn.Module, images: torch.Tensor) -> Runner:
     # Freezing makes the weights constants, and lays them out for the CPU's convolutions.
     options: Any = dict(freezing=True) if images.device.type == 'cpu' else None
-    runner = run_torch(torch.compile(model, options=options), torch.channels_last)
+    runner = run_torch(torch.compile(model, options=options), in_channels_last=True)
     runner(images)  # compiles
     return runner
 
 
-def run_torch(model: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Runner:
-    """`model`, a module or what torch.compile or torch.export made of one, in that memory layout."""
-    if memory_format == torch.channels_last:
+def run_torch(model: Any, in_channels_last: bool = False) -> Runner:
+    """`model`, a module or what torch.compile or torch.export made of one, in that memory layout or as it is."""
+    memory_format = torch.contiguous_format
+    if in_channels_last:
+        memory_format = channels_last_layout(model)
         model = model.to(memory_format=memory_format)
 
     def run(images: torch.Tensor) -> torch.Tensor:
@@ -112,12 +115,12 @@ class InBfloat16(nn.Module):
 
 
 def to_program(model: nn.Module, images: torch.Tensor, dynamic_batch: bool = True) -> torch.export.ExportedProgram:
-    """The graph of `model` for images (N, C, H, W) of that size: any N, or that of `images`.
+    """The graph of `model` for images (N, C, H, W), or clips, of that size: any N, or that of `images`.
 
     Raises UserError for a model that torch.export cannot follow.
     """
     if dynamic_batch and len(images) == 1:
-        images = images.expand(2, -1, -1, -1)  # torch.export takes a 1 for good
+        images = images.expand(2, *images.shape[1:])  # torch.export takes a 1 for good
     shapes = ({0: torch.export.Dim('batch')},) if dynamic_batch else None
     try:
         with torch.no_grad():

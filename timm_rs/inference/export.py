@@ -33,6 +33,7 @@ from timm_rs.inference.backends import (
 )
 from timm_rs.inference.fold import fold_batch_norm
 from timm_rs.inference.source import Source
+from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import check_value
 
@@ -65,7 +66,7 @@ class Agreement(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """A file made by `export_model`: what it is, and a function from images (N, C, H, W) to logits (N, classes)."""
+    """A file made by `export_model`: what it is, and a function from images or clips to logits (N, classes)."""
     metadata: dict[str, Any]
     run: Runner
 
@@ -103,7 +104,7 @@ def export_model(
     metadata = export_metadata(source, format, precision, num_folded, batch_size) | (extra or {})
     if format == 'torch_export' and precision == 'bf16':
         model = InBfloat16(model)
-    example = torch.randn(batch_size or 2, *source.data_config['input_size'],
+    example = torch.randn(batch_size or 2, *clip_shape(source.model, source.data_config['input_size']),
                           generator=torch.Generator().manual_seed(0))
     program = to_program(model, example, dynamic_batch=batch_size is None)
     try:
@@ -142,12 +143,13 @@ def export_metadata(
         source: Source, format: str, precision: str, num_folded: int, batch_size: int | None) -> dict[str, Any]:
     """The metadata of a file: what it is, and what its images must be."""
     config, recipe = source.data_config, source.recipe
+    shape = [batch_size or 'batch', *clip_shape(source.model, config['input_size'])]
     return dict(
         model=source.name, format=format, precision=precision, folded_batch_norms=num_folded,
-        input=dict(name=IMAGES, dtype='float32', shape=[batch_size or 'batch', *config['input_size']]),
+        input=dict(name=IMAGES, dtype='float32', shape=shape),
         output=dict(name=LOGITS, dtype='float32', shape=[batch_size or 'batch', source.model.num_classes]),
         data_config={key: list(config[key]) for key in ('input_size', 'mean', 'std')} | {
-            key: config[key] for key in ('interpolation', 'crop_pct', 'crop_mode')},
+            key: config[key] for key in ('interpolation', 'crop_pct', 'crop_mode', 'num_frames') if key in config},
         preprocessing=recipe.preprocessing, input_img_mode=recipe.input_img_mode, class_names=source.class_names,
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
 

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from timm_rs.errors import UserError, first_line
+from timm_rs.models.batch_norm import KINDS
 
 Model = TypeVar('Model', bound=nn.Module)
 
@@ -22,7 +23,7 @@ def fold_batch_norm(model: Model) -> tuple[Model, int]:
     """
     folded = copy.deepcopy(model).eval()
     modules = dict(folded.named_modules())
-    if not any(isinstance(module, nn.BatchNorm2d) for module in modules.values()):
+    if not any(isinstance(module, KINDS) for module in modules.values()):
         return folded, 0
     try:
         nodes = list(_LayerTracer().trace(folded).nodes)
@@ -34,10 +35,10 @@ def fold_batch_norm(model: Model) -> tuple[Model, int]:
     count = 0
     for node in nodes:
         norm, before = _called(node, modules), node.args[0] if node.args else None
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or not isinstance(before, fx.Node):
+        if not isinstance(norm, KINDS) or norm.running_mean is None or not isinstance(before, fx.Node):
             continue
         conv = _called(before, modules)
-        if not isinstance(conv, nn.Conv2d) or len(before.users) != 1:
+        if not isinstance(conv, (nn.Conv2d, nn.Conv3d)) or len(before.users) != 1:
             continue
         if calls.count(node.target) > 1 or calls.count(before.target) > 1:  # shared layers
             continue
@@ -52,7 +53,7 @@ class _LayerTracer(fx.Tracer):
     """Sees layers whole, timm's batch norms with their activation among them."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return not list(module.children()) or isinstance(module, nn.BatchNorm2d) or is_notrace_module(type(module))
+        return not list(module.children()) or isinstance(module, KINDS) or is_notrace_module(type(module))
 
 
 def _called(node: fx.Node, modules: dict[str, nn.Module]) -> Any:

@@ -4,13 +4,16 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+KINDS = (nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 class GroupBatchNormAct2d(BatchNormAct2d):
     """timm's `BatchNormAct2d` with statistics of their own for each `group_size` images that follow one another.
 
-    Takes and gives (N, C, H, W) in the same dtype; N must be a multiple of `group_size` in training. `group_size` 0 is
-    the whole batch. The running statistics move by the mean over the groups, as data-parallel processes have them once
-    they share theirs. The paper's runs had such statistics per TPU core (tensorflow/tpu, `resnet_model.py`).
+    Takes and gives (N, C, H, W), or clips (N, C, T, H, W), in the same dtype; N must be a multiple of `group_size` in
+    training. `group_size` 0 is the whole batch. The running statistics move by the mean over the groups, as
+    data-parallel processes have them once they share theirs. The paper's runs had such statistics per TPU core
+    (tensorflow/tpu, `resnet_model.py`).
     """
 
     group_size = 0
@@ -29,7 +32,8 @@ class GroupBatchNormAct2d(BatchNormAct2d):
 
     def _normalize_groups(self, x: torch.Tensor) -> torch.Tensor:
         groups = x.float().unflatten(0, (-1, self.group_size))
-        var, mean = torch.var_mean(groups, dim=(1, 3, 4), correction=0, keepdim=True)
+        axes = [axis for axis in range(groups.ndim) if axis not in (0, 2)]  # all but groups and channels
+        var, mean = torch.var_mean(groups, dim=axes, correction=0, keepdim=True)
         if self.running_mean is not None:
             count = groups[0, :, 0].numel()
             with torch.no_grad():
@@ -38,17 +42,18 @@ class GroupBatchNormAct2d(BatchNormAct2d):
                 self.running_var.lerp_(var.mean(0).flatten() * (count / max(count - 1, 1)), self.momentum)
         y = ((groups - mean) * torch.rsqrt(var + self.eps)).flatten(0, 1)
         if self.weight is not None:
-            y = y * self.weight[:, None, None] + self.bias[:, None, None]
+            of_channels = (-1, *[1] * (y.ndim - 2))
+            y = y * self.weight.view(of_channels) + self.bias.view(of_channels)
         return y
 
 
 def group_batch_norm(model: nn.Module, group_size: int) -> nn.Module:
-    """Replace every `BatchNorm2d` of `model`, timm's included, in place; names, weights and statistics stay.
+    """Replace every batch norm of images or clips in `model`, timm's included; names, weights and statistics stay.
 
     `group_size` is that of `GroupBatchNormAct2d`. Returns `model`.
     """
     for name, module in model.named_children():
-        if not isinstance(module, nn.BatchNorm2d):
+        if not isinstance(module, KINDS):
             group_batch_norm(module, group_size)
             continue
         grouped = GroupBatchNormAct2d(

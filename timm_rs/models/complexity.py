@@ -1,6 +1,9 @@
-"""Parameters, multiply-adds and activations of a network, by fvcore; the only file that imports it."""
+"""Parameters, multiply-adds and activations of a network, by fvcore; the only file that imports it.
+
+On the meta device, where fvcore cannot trace, torch counts: nothing is computed there, as the networks for clips need.
+"""
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -10,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from .resnet_rs_3d import clip_shape
 
 # Left out, so that figures equal the closed form of the layers: element-wise operators, normalisation,
 # pooling, resizing, reductions, indexing and shape. What is neither here, nor in fvcore's own list of free
@@ -56,17 +61,19 @@ def measure_complexity(
         img_size: int | tuple[int, int] | None = None,
         in_chans: int | None = None,
         batch_size: int = 1,
+        num_frames: int | None = None,
 ) -> Complexity:
     """Count the cost of one forward pass in evaluation mode; the model's own mode and device stay.
 
     Args:
-        model: takes images (batch_size, in_chans, height, width).
+        model: takes images (batch_size, in_chans, height, width), or is a network for clips of this package.
         img_size: pixels, one side of a square or (height, width). None: as the model's timm cfg.
         in_chans: channels of the images. None: as the model says.
-        batch_size: images in the pass; macs and activations are those of the whole batch.
+        batch_size: images or clips in the pass; macs and activations are those of the whole batch.
+        num_frames: of each clip. None: as the model says.
 
     Raises:
-        ValueError: no img_size, and the model has no timm cfg; or a size below 1.
+        ValueError: no img_size, and the model has no timm cfg; a size below 1; or frames for a model that takes images.
     """
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
@@ -81,8 +88,14 @@ def measure_complexity(
     if in_chans is None:
         in_chans = getattr(model, 'in_chans', cfg_size[0] if cfg_size else 3)
     like = next(model.parameters(), torch.empty(0))
-    images = torch.zeros(batch_size, in_chans, height, width, device=like.device, dtype=like.dtype)
+    shape = clip_shape(model, (in_chans, height, width), num_frames)
+    images = torch.zeros(batch_size, *shape, device=like.device, dtype=like.dtype)
 
+    params = sum(parameter.numel() for parameter in model.parameters())
+    if like.is_meta:
+        with _evaluation_mode(model), torch.no_grad(), _Shapes() as counted:
+            model(images)
+        return Complexity(params, counted.macs, counted.activations, uncounted={})
     with _evaluation_mode(model), torch.no_grad():
         analysis = JitModelAnalysis(model, images).tracer_warnings('none')
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -90,39 +103,22 @@ def measure_complexity(
         analysis.set_op_handle(**{f'aten::{op}': handle for op, handle in _counted().items()})
         totals = analysis.by_operator()
     return Complexity(
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=params,
         macs=int(totals['macs']),
         activations=int(totals['activations']),
         uncounted=dict(analysis.unsupported_ops()),
     )
 
 
-def count_on_meta(model: nn.Module, input_size: Sequence[int]) -> Complexity:
-    """Count a network on the meta device, which has shapes and no numbers: the same figures, at no cost.
-
-    fvcore traces, and tracing needs a device that computes; here PyTorch's own counter hears every operator that is
-    called. `uncounted` stays empty.
-
-    Args:
-        model: on the meta device. It is run in evaluation mode, and left as it was.
-        input_size: (channels, height, width) of the one image.
-    """
-    with _evaluation_mode(model), torch.no_grad(), _Counter() as counter:
-        model(torch.zeros(1, *input_size, device='meta'))
-    return Complexity(
-        sum(parameter.numel() for parameter in model.parameters()), counter.macs, counter.activations, {})
-
-
-class _Counter(TorchDispatchMode):
-    """Multiply-adds and output elements of the operators that have multiply-adds."""
+class _Shapes(TorchDispatchMode):
+    """Counts what passes on the meta device, by the formulas that torch has for shapes."""
 
     macs = activations = 0
 
-    def __torch_dispatch__(
-            self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        output = operator(*args, **(kwargs or {}))
-        if flops := flop_registry.get(operator.overloadpacket):
-            self.macs += flops(*args, **(kwargs or {}), out_val=output) // 2
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **kwargs or {})
+        if formula := flop_registry.get(func._overloadpacket):
+            self.macs += formula(*args, **kwargs or {}, out_val=output) // 2  # torch counts a multiply-add as two
             self.activations += output.numel()
         return output
 

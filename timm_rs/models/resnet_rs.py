@@ -4,7 +4,7 @@ Paper: Bello et al. 2021, arXiv:2103.07579. Official code: tensorflow/tpu, `mode
 State dict keys and shapes equal those of timm's `resnetrs*`.
 """
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from typing import Any
 
@@ -69,12 +69,9 @@ class ResNetRS(ResNet):
             block_args: dict[str, Any] | None = None,
             **kwargs: Any,
     ):
-        if len(layers) != 4 or any(blocks < 1 for blocks in layers):
-            raise ValueError(f'layers={tuple(layers)}: give the blocks of four stages, such as {LAYERS[50]}')
-        if not width > 0 or int(32 * width) == 0:
-            raise ValueError(f'width={width} leaves layers without channels: use a width of at least 1/32')
-        _check_choice('drop_path_rule', drop_path_rule, ('stage', 'block'))
-        _check_choice('weight_init', weight_init, ('official', 'timm'))
+        check_size(layers, width)
+        check_choice('drop_path_rule', drop_path_rule, ('stage', 'block'))
+        check_choice('weight_init', weight_init, ('official', 'timm'))
         self.weight_init = weight_init  # before super().__init__, which calls init_weights
         block_args = dict(block_args or {})
         if squeeze_excite:
@@ -135,9 +132,43 @@ class ResNetRS(ResNet):
             nn.init.zeros_(self.fc.bias)
 
 
-def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+# What the networks for clips (`resnet_rs_3d.py`) say in the same words.
+
+def check_size(layers: Sequence[int], width: float) -> None:
+    """Raise ValueError unless every one of four stages has a block, and every layer a channel."""
+    if len(layers) != 4 or any(blocks < 1 for blocks in layers):
+        raise ValueError(f'layers={tuple(layers)}: give the blocks of four stages, such as {LAYERS[50]}')
+    if not width > 0 or int(32 * width) == 0:
+        raise ValueError(f'width={width} leaves layers without channels: use a width of at least 1/32')
+
+
+def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the `value` of `argument` is one of `choices`."""
     if value not in choices:
         raise ValueError(f'{argument}={value!r} is unknown: use {" or ".join(map(repr, choices))}')
+
+
+def refuse_size(name: str, generic: str, arguments: Container[str]) -> None:
+    """Raise ValueError where the `arguments` of model `name` set the depth that is in its name."""
+    if 'depth' in arguments or 'layers' in arguments:
+        raise ValueError(f"{name} has a fixed depth: use the model '{generic}' with depth= or layers=")
+
+
+def choose_layers(depth: int | None, layers: Sequence[int] | None) -> Sequence[int]:
+    """The blocks of four stages: `layers`, or those of `depth`, 50 by default.
+
+    Raises:
+        ValueError: unknown depth, or both depth and layers.
+    """
+    if layers is None:
+        depth = 50 if depth is None else depth
+        if depth not in LAYERS:
+            known = ', '.join(map(str, LAYERS))
+            raise ValueError(f'depth={depth} is unknown: use one of {known}, or layers=')
+        return LAYERS[depth]
+    if depth is not None:
+        raise ValueError(f'depth={depth} and layers={tuple(layers)} both set the blocks: give one of the two')
+    return layers
 
 
 OFFICIAL_RELEASE = 'https://github.com/tensorflow/tpu/tree/bee9c4f6/models/official/resnet/resnet_rs'
@@ -195,8 +226,7 @@ def _register_depth(depth: int) -> Entrypoint:
     name = f'resnetrs_{depth}'
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if 'depth' in kwargs or 'layers' in kwargs:
-            raise ValueError(f"{name} has a fixed depth: use the model 'resnetrs' with depth= or layers=")
+        refuse_size(name, 'resnetrs', kwargs)
         return _create(name, pretrained, LAYERS[depth], **kwargs)
 
     return register(entrypoint, name, f'ResNet-RS-{depth}, blocks {LAYERS[depth]}. Arguments: as `ResNetRS`.')
@@ -208,15 +238,7 @@ def _resnetrs(
         layers: Sequence[int] | None = None,
         **kwargs: Any,
 ) -> nn.Module:
-    if depth is not None and layers is not None:
-        raise ValueError(f'depth={depth} and layers={tuple(layers)} both set the blocks: give one of the two')
-    if layers is None:
-        depth = 50 if depth is None else depth
-        if depth not in LAYERS:
-            known = ', '.join(map(str, LAYERS))
-            raise ValueError(f'depth={depth} is unknown: use one of {known}, or layers=')
-        layers = LAYERS[depth]
-    return _create('resnetrs', pretrained, layers, **kwargs)
+    return _create('resnetrs', pretrained, choose_layers(depth, layers), **kwargs)
 
 
 resnetrs = register(_resnetrs, 'resnetrs', """ResNet-RS of any size, as in the scaling search (Appendix E).

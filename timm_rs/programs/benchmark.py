@@ -6,6 +6,7 @@ examples:
   python tools/benchmark.py train --models tf_efficientnet_b0@224 resnetrs_50@160 --batch-size 8 --images 16
   python tools/benchmark.py train --models resnetrs_50@160 --setups timm channels_last+fused channels_last+bf16+compile
   python tools/benchmark.py train --table3-and-7 --precision bf16 --images 256 --rounds 3 --resume
+  python tools/benchmark.py train --models resnet3d_50@16x224 resnetrs3d_50@16x224 --batch-size 8
   python tools/benchmark.py infer --table7 --device cuda --precision bf16 --resume
   python tools/benchmark.py memory --table3 --precision bf16
   python tools/benchmark.py loader --recipe train_recipes/rs50.yaml
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument('--models', nargs='+', metavar='NAME[@SIZE]',
+    which.add_argument('--models', nargs='+', metavar='NAME[@[FRAMESx]SIZE]',
                        help='timm models, in turn; ratios are to the first')
     which.add_argument('--table3', action='store_const', const=TABLE_3, dest='groups', help='the pairs of Table 3')
     which.add_argument('--table7', action='store_const', const=TABLE_7, dest='groups',

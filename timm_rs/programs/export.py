@@ -12,12 +12,14 @@ from timm_rs.inference.backends import openvino_has_bf16
 from timm_rs.inference.export import PRECISIONS, SUFFIXES, check_request, export_model
 from timm_rs.inference.predict import find_images, load_images
 from timm_rs.inference.source import Source, add_model_arguments, open_model
+from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.command_line import Parser
 
 EXAMPLE = """examples:
   python tools/export.py output/train/NAME --format onnx --output digits.onnx
   python tools/export.py resnetrs_50.tf_i160_in1k --pretrained --format openvino --output rs50.xml
   python tools/export.py output/train/NAME --format openvino --precision int8 --calibration photos --output rs50.xml
+  python tools/export.py resnetrs3d_50 --model-kwargs num_frames=16 --format onnx --output rs3d_50.onnx
 
 The file holds the image size, mean, std, class names and versions too; tools/predict.py takes it as a model.
 """
@@ -80,8 +82,10 @@ def choose_images(args: Namespace, source: Source) -> tuple[torch.Tensor | None,
         kind = 'images'
     else:
         images, kind = torch.randn(
-            num_calibrating + num_checking, *source.data_config['input_size'],
+            num_calibrating + num_checking, *clip_shape(source.model, source.data_config['input_size']),
             generator=torch.Generator().manual_seed(1)), 'images of noise'
+        if 'num_frames' in source.data_config:
+            kind = 'clips of noise'
         if args.precision == 'int8':
             print('warning: without --calibration FOLDER, int8 takes its ranges from noise: good for measuring speed, '
                   'useless for predictions', file=sys.stderr)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import timm
+import torch
 from tqdm import tqdm
 
 from timm_rs.errors import UserError, exit_on_user_error
@@ -21,6 +22,7 @@ EXAMPLE = """example:
   python tools/flops.py                                        the paper's 11 + 8 points (Table 7, Figure 5)
   python tools/flops.py resnetrs_50 resnet50 --img-size 224 --markdown
   python tools/flops.py resnetrs --depth 26 --width 0.5 --csv flops.csv
+  python tools/flops.py resnet3d_50 resnetrs3d_50 --num-frames 16     networks for clips
 """
 
 
@@ -30,8 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('models', nargs='*', metavar='MODEL',
                         help="timm model, with or without tag (default: the paper's points)")
     parser.add_argument('--img-size', type=int, metavar='N', help='pixels of a side (default: of the model)')
-    parser.add_argument('--width', type=float, metavar='W', help='channel multiplier; only with resnetrs')
-    parser.add_argument('--depth', type=int, metavar='D', help='depth; only with resnetrs')
+    parser.add_argument('--num-frames', type=int, metavar='N', help='frames, for networks that take clips [32]')
+    parser.add_argument('--width', type=float, metavar='W', help='channel multiplier; only with resnetrs, resnetrs3d')
+    parser.add_argument('--depth', type=int, metavar='D', help='depth; only with resnetrs, resnetrs3d')
     parser.add_argument('--csv', metavar='FILE', help='also write the table there')
     parser.add_argument('--markdown', action='store_true', help='print a GitHub table')
     args = parser.parse_args(argv)
@@ -44,14 +47,14 @@ def run(args: argparse.Namespace) -> None:
     names = args.models or list(PAPER_POINTS)
     if args.img_size is not None and args.img_size < 1:
         raise UserError(f'--img-size {args.img_size}: give a positive number of pixels')
-    if size and names != ['resnetrs']:
+    if size and names not in (['resnetrs'], ['resnetrs3d']):
         options = ' '.join(f'--{name} {value}' for name, value in size.items())
-        raise UserError(f'{options}: only for the model resnetrs, as in: tools/flops.py resnetrs {options}')
+        raise UserError(f'{options}: only for resnetrs or resnetrs3d, as in: tools/flops.py resnetrs {options}')
     check_names(names)
     with open_csv(args.csv) as file:
         rows = []
         for name in tqdm(names, desc='counting', leave=False, disable=None):  # a bar only on a terminal
-            cost, img_size = count(name, args.img_size, size)
+            cost, img_size = count(name, args.img_size, size, args.num_frames)
             label = ' '.join([name, *(f'{key}={value}' for key, value in size.items())])
             rows.append((label, img_size, cost.params / 1e6, cost.macs / 1e9, 2 * cost.macs / 1e9,
                          cost.activations / 1e6))
@@ -89,14 +92,18 @@ def csv_or_user_error(path: str) -> Iterator[IO[Any]]:
         raise UserError(f'--csv {path}: {error.strerror}') from None
 
 
-def count(name: str, img_size: int | None, size: dict[str, Any]) -> tuple[Complexity, str]:
-    """The cost of model `name`, and the image size it was counted at."""
+def count(name: str, img_size: int | None, size: dict[str, Any], num_frames: int | None) -> tuple[Complexity, str]:
+    """The cost of model `name`, and the size of the images or clips that it was counted at."""
+    takes_clips = timm.models.is_model_in_modules(name.partition('.')[0], ['resnet_rs_3d'])
     cfg = timm.models.get_pretrained_cfg(name)
     fixed = {'img_size': img_size} if img_size and cfg and cfg.fixed_input_size else {}
     try:
-        model = timm.create_model(name, **fixed, **size)
+        with torch.device('meta') if takes_clips else contextlib.nullcontext():  # computing would take minutes
+            model = timm.create_model(name, **fixed, **size)
         height, width = model.pretrained_cfg['input_size'][1:] if img_size is None else (img_size, img_size)
-        return measure_complexity(model, (height, width)), str(height) if height == width else f'{height}x{width}'
+        cost = measure_complexity(model, (height, width), num_frames=num_frames)
+        frames = f'{num_frames or model.num_frames}x' if takes_clips else ''
+        return cost, frames + (str(height) if height == width and not frames else f'{height}x{width}')
     except (ArithmeticError, ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines() or [type(error).__name__]
         raise UserError(f'{name}{f" at {img_size} pixels" if img_size else ""}: {reason[0]}') from None

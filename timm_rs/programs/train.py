@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_training(recipe: Recipe, task: Task, device: Device) -> None:
     known, source = None, ''
-    if start := recipe.initial_checkpoint:
+    if (start := recipe.initial_checkpoint) and not recipe.inflate:  # images and clips have no classes in common
         known = known_classes(read_checkpoint(start), start)
         source = f'{start} (--pretrained-path takes its weights without its classes)'
     train_set, validation_set, recipe = build_data(recipe, task, device, known=known, source=source)

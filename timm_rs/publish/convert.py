@@ -1,4 +1,4 @@
-"""The authors' checkpoints as weights for timm: TensorFlow 1 as released, and Keras' copies of them.
+"""The authors' checkpoints as weights for timm: TensorFlow 1 as released, Keras' copies, TensorFlow 2 for clips.
 
 Official release: tensorflow/tpu, `models/official/resnet`. Its `resnet_model.py` builds the network, and the order
 in which it does so numbers the variables; its `resnet_main.py` says which of them are averaged.
@@ -23,9 +23,10 @@ from timm_rs.containers.hdf5 import open_hdf5
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_folder
 from timm_rs.models.resnet_rs import LAYERS, PAPER_POINTS
+from timm_rs.models.resnet_rs_3d import ResNetRS3d, clip_shape
+from timm_rs.publish.convert_3d import AVERAGED, OBJECT_GRAPH, layers_of, network_entries
 from timm_rs.publish.folder import check_output, save_model, stock_name
 
-AVERAGED = '/ExponentialMovingAverage'
 TRAINING_STATE = re.compile(r'global_step|.+/Momentum')  # what the network has no place for, and needs not
 INSTALL = 'pip install -e ".[convert]"'
 
@@ -36,7 +37,7 @@ VARIABLES = {
                             'moving_mean': 'running_mean', 'moving_variance': 'running_var'},
     'dense': {'kernel': 'weight', 'bias': 'bias'},
 }
-TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # HWIO -> OIHW, IO -> OI
+TO_TORCH = {5: (4, 3, 0, 1, 2), 4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # THWIO -> OITHW, HWIO -> OIHW, IO -> OI
 
 # Layers of keras.applications, as `save_weights` names them today and as the published files do.
 KERAS_STEM = re.compile(r'(?:stem_\d+_)?(stem_(?:conv|batch_norm)_\d)')
@@ -85,25 +86,32 @@ def construction_order(blocks: Sequence[int]) -> Iterator[Layer]:
 def variable_names(model: nn.Module, keras: bool = False) -> dict[str, str]:
     """Entries of the state dict of a ResNet-RS (ours or timm's) -> variables of TensorFlow 1, or of Keras.
 
-    Covers the whole state dict but `num_batches_tracked`, which TensorFlow does not count.
+    For clips it is TensorFlow 2, by the names of `network_entries`. Covers the whole state dict but
+    `num_batches_tracked`, which TensorFlow does not count.
     """
-    blocks = [len(list(model.get_submodule(f'layer{stage}').children())) for stage in (1, 2, 3, 4)]
-    entries, built, names = model.state_dict().keys(), Counter[str](), {}
-    for layer in construction_order(blocks):
-        number = built[layer.kind]
-        built[layer.kind] += 1
-        tf1 = f'{layer.kind}_{number}' if number else layer.kind
-        for theirs, ours in VARIABLES[layer.kind].items():
-            if f'{layer.key}.{ours}' in entries:  # only the convolutions of squeeze-and-excitation have a bias
-                names[f'{layer.key}.{ours}'] = f'{layer.keras if keras else tf1}/{theirs}'
+    entries, names = model.state_dict().keys(), {}
+    for key, kind, name in layers_of(model) if isinstance(model, ResNetRS3d) else _numbered(model, keras):
+        for theirs, ours in VARIABLES[kind].items():
+            if f'{key}.{ours}' in entries:  # the only biases of convolutions are those of SE and gates
+                names[f'{key}.{ours}'] = f'{name}/{theirs}'
     return names
 
 
+def _numbered(model: nn.Module, keras: bool) -> Iterator[tuple[str, str, str]]:
+    """Layers of a network for images: name in the state dict, kind, name in TensorFlow 1, or in Keras."""
+    blocks = [len(list(model.get_submodule(f'layer{stage}').children())) for stage in (1, 2, 3, 4)]
+    built = Counter[str]()
+    for layer in construction_order(blocks):
+        number = built[layer.kind]
+        built[layer.kind] += 1
+        yield layer.key, layer.kind, layer.keras if keras else f'{layer.kind}_{number}' if number else layer.kind
+
+
 def load_official_weights(model: nn.Module, checkpoint: Checkpoint, weights: str | None = None) -> None:
-    """Fill `model`, a ResNet-RS of 1000 classes, from `checkpoint`, using each variable of the file exactly once.
+    """Fill `model`, a ResNet-RS, from `checkpoint`, using each variable of the file exactly once.
 
     Args:
-        model: any depth, ours or timm's. Its weights become float32.
+        model: any depth, ours or timm's, of 1000 classes; or for clips. Its weights become float32.
         checkpoint: as `open_checkpoint` yields it.
         weights: 'ema', the average that the authors evaluate, or 'raw', the last step of training. None means
             'ema', and for a Keras file the only weights that it has.
@@ -115,13 +123,16 @@ def load_official_weights(model: nn.Module, checkpoint: Checkpoint, weights: str
     if checkpoint.is_keras and weights:
         raise UserError(f"{checkpoint.path}: a Keras file has one set of weights; leave out weights='{weights}'")
     names, state = variable_names(model, checkpoint.is_keras), model.state_dict()
-    check_variables(checkpoint, {name: tuple(state[key].shape) for key, name in names.items()})
+    check_variables(checkpoint, {
+        name: tuple(state[key].shape)[:4 if '_se_' in name else None]  # a 2D convolution in TensorFlow, also for clips
+        for key, name in names.items()})
     averaged = not checkpoint.is_keras and weights != 'raw'
     if averaged and not checkpoint.has_averages:
         raise UserError(f'{checkpoint.path}: has no averaged weights (*{AVERAGED}); the raw ones are there')
     for key, name in names.items():
         array = checkpoint.read(name + AVERAGED if averaged else name)
-        state[key] = torch.from_numpy(np.ascontiguousarray(array.transpose(TO_TORCH[array.ndim]), np.float32))
+        values = torch.from_numpy(np.ascontiguousarray(array.transpose(TO_TORCH[array.ndim]), np.float32))
+        state[key] = values.view(state[key].shape)
     model.load_state_dict(state)
 
 
@@ -145,7 +156,7 @@ def check_variables(checkpoint: Checkpoint, torch_shapes: dict[str, tuple[int, .
     if checkpoint.has_averages:
         expected |= {name + AVERAGED: shape for name, shape in expected.items()}
     classes = shapes.get('predictions/bias' if checkpoint.is_keras else 'dense/bias')
-    if classes and classes != (1000,):
+    if classes and classes != torch_shapes.get('dense/bias', (1000,)):
         raise UserError(f'{path}: has {classes[0]} classes; only the 1000 of ImageNet can be converted')
     for problem, names in (
             ('lacks', expected.keys() - shapes.keys()),
@@ -166,7 +177,7 @@ def average_distance(model: nn.Module, checkpoint: Checkpoint) -> float:
 
 @contextlib.contextmanager
 def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
-    """Open the folder or the prefix of a TensorFlow 1 checkpoint, a published .tar.gz of it, or a Keras .h5.
+    """Open the folder or the prefix of a TensorFlow checkpoint, a published .tar.gz of it, or a Keras .h5.
 
     Raises UserError, here and when a variable is read: nothing of that kind at `path`, a damaged file, a package
     that is not installed.
@@ -214,9 +225,14 @@ def _read_tensorflow(path: Path, prefix: str) -> Checkpoint:
         raise UserError(f'{path}: a TensorFlow checkpoint can only be read with TensorFlow: {INSTALL}') from None
     with _or_user_error(path, Exception):  # what a damaged file makes TensorFlow raise is not documented
         reader = tf.train.load_checkpoint(prefix)
-    shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()
-              if not TRAINING_STATE.fullmatch(name)}
-    return Checkpoint(str(path), shapes, _or_user_error(path, Exception)(reader.get_tensor))
+    shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    read = _or_user_error(path, Exception)(reader.get_tensor)
+    if OBJECT_GRAPH in shapes:
+        entries = network_entries(shapes)
+        return Checkpoint(str(path), {name: shapes[key] for name, key in entries.items()},
+                          lambda name: read(entries[name]))
+    return Checkpoint(
+        str(path), {name: shape for name, shape in shapes.items() if not TRAINING_STATE.fullmatch(name)}, read)
 
 
 def _read_keras(path: Path, stack: contextlib.ExitStack) -> Checkpoint:
@@ -245,12 +261,13 @@ def _keras_layer(name: str) -> str:
 def save_for_timm(model: nn.Module, output: str | os.PathLike[str], name: str, **provenance: object) -> None:
     """Write `model` as a folder for `timm.create_model('local-dir:...', pretrained=True)`; that needs no timm_rs.
 
-    The configuration has the name of timm's own architecture with the same weights, and our image size and crop.
+    The configuration has the name of timm's own architecture with the same weights, and our image size and crop. Only
+    networks for clips, which timm has not, keep their name and need timm_rs.
 
     Args:
         model: as `timm.create_model` makes it of `name`.
         output: a folder that is not there yet, or empty.
-        name: model and tag, one of `PAPER_POINTS`.
+        name: model and tag, one of `PAPER_POINTS`; or a network for clips.
         **provenance: also written into the configuration, beside `name`.
 
     Raises:
@@ -267,14 +284,14 @@ def save_for_timm(model: nn.Module, output: str | os.PathLike[str], name: str, *
 
 
 def logit_range(model: nn.Module) -> tuple[float, float]:
-    """The smallest and the largest logit for one image of noise, at the image size of `model`.
+    """The smallest and the largest logit for one image or clip of noise, at the image size of `model`.
 
     Raises:
         UserError: a logit is not finite.
     """
     size = resolve_model_data_config(model)['input_size']
     with torch.inference_mode():
-        logits = model.eval()(torch.randn(1, *size, generator=torch.Generator().manual_seed(0)))
+        logits = model.eval()(torch.randn(1, *clip_shape(model, size), generator=torch.Generator().manual_seed(0)))
     if not logits.isfinite().all():
         raise UserError(f'the converted weights give logits that are not finite, for noise of {size[-1]} pixels')
     return logits.min().item(), logits.max().item()

@@ -16,6 +16,7 @@ import timm_rs
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_folder
 from timm_rs.models.resnet_rs import LAYERS, ResNetRS
+from timm_rs.models.resnet_rs_3d import ResNetRS3d, clip_shape
 from timm_rs.publish.card import dataset_name, model_card, package_of, public_recipe
 from timm_rs.recipe.reading import to_yaml
 from timm_rs.training.trained import Trained
@@ -64,14 +65,17 @@ def stock_twin(model: Any, model_kwargs: dict[str, Any], img_size: tuple[int, in
     """One of our models rebuilt by timm's own entrypoint with the same weights; None if timm has nothing equal.
 
     Equal means: the same names and shapes of weights, and for two images of noise of `img_size` (channels, height,
-    width in pixels) the same logits to the last bit. Raises UserError when a logit is not finite.
+    width in pixels; clips, where the model takes those) the same logits to the last bit. Raises UserError when a logit
+    is not finite.
     """
     architecture, arguments = stock_arguments(model, model.pretrained_cfg['architecture'], model_kwargs)
-    noise = torch.randn(2, *img_size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, *clip_shape(model, img_size), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits = model(noise)
     if not logits.isfinite().all():
         raise UserError('the weights give logits that are not finite; such a model is of no use to anybody')
+    if isinstance(model, ResNetRS3d):  # timm has no networks for clips
+        return None
     try:
         json.dumps(arguments)  # or it cannot be written into the configuration
         twin = timm.create_model(

@@ -214,6 +214,9 @@ class Recipe:
     class_folder: str = knob(
         'top', 'the folder that names the class: top, directly below the split, or leaf, the last, as timm has it',
         choices=('top', 'leaf'), block=True)
+    inflate: str = knob(
+        '', 'make initial_checkpoint, of a plain ResNet for images, fit a network for clips: its kernels in the centre '
+        'frame, or their mean in all', choices=('', 'centre', 'mean'), block=True, free=True)
     ema_ramp: str = knob(
         'timm', 'curve of model_ema_warmup: timm\'s, or TensorFlow\'s min(decay, (1+t)/(10+t))',
         choices=('timm', 'tf'), block=True)

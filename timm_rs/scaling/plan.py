@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from timm_rs.device import create_device
 from timm_rs.errors import UserError, blaming
 from timm_rs.files import atomic_write, make_folder, write_csv
-from timm_rs.models.complexity import Complexity, count_on_meta
+from timm_rs.models.complexity import Complexity, measure_complexity
 from timm_rs.progress import track
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import to_yaml
@@ -99,7 +99,7 @@ class _Costs:
         if (sized := f'{key} {size}') not in self.costs:
             channels = recipe.channels or network.pretrained_cfg['input_size'][0]
             with blaming(f'model {recipe.model} cannot take images of {size[-1]} px'):
-                self.costs[sized] = count_on_meta(network, (channels, *size[1:]))
+                self.costs[sized] = measure_complexity(network, (size[1], size[2]), channels)
         return self.costs[sized], size[-1]
 
 

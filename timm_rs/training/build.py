@@ -11,6 +11,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.layers import convert_sync_batchnorm, set_fast_norm
+from timm.models import clean_state_dict
 
 from timm_rs.containers.weights import check_weights, check_weights_in
 from timm_rs.data.builtin import write_builtin
@@ -19,6 +20,9 @@ from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, blaming
 from timm_rs.models.batch_norm import group_batch_norm
+from timm_rs.models.inflate import inflate
+from timm_rs.models.layers_3d import channels_last_layout
+from timm_rs.models.resnet_rs_3d import ResNetRS3d
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Task
 from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
@@ -109,10 +113,10 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
             model.get_classifier().bias.mul_(recipe.head_init_scale)
         if recipe.head_init_bias is not None:
             model.get_classifier().bias.fill_(recipe.head_init_bias)
+    if recipe.inflate and not recipe.initial_checkpoint:
+        raise UserError(f'inflate {recipe.inflate} is for the weights of initial_checkpoint: give that, too')
     if recipe.initial_checkpoint:
-        content = read_checkpoint(recipe.initial_checkpoint)
-        load_weights(model, content.get('state_dict_ema') or content['state_dict'],
-                     describe(recipe.initial_checkpoint, content))
+        _load_initial(model, recipe.initial_checkpoint, recipe.inflate)
     if recipe.sync_bn and device.is_distributed:
         if device.torch_device.type == 'cpu':
             raise UserError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU')
@@ -125,8 +129,21 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
             raise UserError(f'bn_group_size {group_size} does not divide the batch of '
                             f'{recipe.batch_size * device.num_local_devices} images')
         model = group_batch_norm(model, group_size)
-    memory_format = torch.channels_last if recipe.channels_last and not device.is_lazy else torch.preserve_format
+    in_channels_last = recipe.channels_last and not device.is_lazy
+    memory_format = channels_last_layout(model) if in_channels_last else torch.preserve_format
     return model.to(device.torch_device, memory_format=memory_format), data_config
+
+
+def _load_initial(model: Any, path: str, rule: str) -> None:
+    """Start `model` from the checkpoint at `path`, averaged weights first, inflated by `rule` if there is one."""
+    content = read_checkpoint(path)
+    weights, source = content.get('state_dict_ema') or content['state_dict'], describe(path, content)
+    if rule:
+        with blaming(f'{source} cannot be inflated'):
+            weights = inflate(clean_state_dict(weights), model, rule)
+    elif isinstance(model, ResNetRS3d) and not any(value.ndim == 5 for value in weights.values()):
+        raise UserError(f'{source} is of a network for images, and the model takes clips: give --inflate centre')
+    load_weights(model, weights, source)
 
 
 def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
@@ -165,7 +182,8 @@ def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
         data_config = resolve_data_config(dataclasses.asdict(recipe), model=model)
     # What timm's loader does, too, but not whoever else reads the configuration of a model with unusual channels.
     data_config |= {name: adapt_to_chs(data_config[name], channels) for name in ('mean', 'std')}
-    return model, data_config | dict(input_size=(channels, *data_config['input_size'][1:]))
+    data_config |= dict(input_size=(channels, *data_config['input_size'][1:]))
+    return model, data_config | (dict(num_frames=model.num_frames) if isinstance(model, ResNetRS3d) else {})
 
 
 def has_fixed_size(model: Any) -> bool:

@@ -83,8 +83,9 @@ def read_run(path: str | Path, weights: str | None = None, trusted: bool = False
     recipe = _recipe_of(path, content, trusted)
     task = create_task(recipe)
     model, data_config = build_model(dataclasses.replace(
-        recipe, device='cpu', pretrained=False, pretrained_path='', initial_checkpoint='', head_init_scale=None,
-        head_init_bias=None, sync_bn=False, grad_checkpointing=False, channels_last=False), Device('cpu'), task)
+        recipe, device='cpu', pretrained=False, pretrained_path='', initial_checkpoint='', inflate='',
+        head_init_scale=None, head_init_bias=None, sync_bn=False, grad_checkpointing=False, channels_last=False),
+        Device('cpu'), task)
     load_weights(model, content['state_dict_ema' if weights == 'ema' else 'state_dict'], describe(path, content))
     epoch = content.get('epoch')
     evaluation = path.with_name(path.name.removesuffix(SUFFIX) + '.eval.json')

@@ -60,7 +60,7 @@ def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: b
     ours = [f'{name}: tf' for name in ('randaugment', 'preprocessing') if getattr(recipe, name) == 'tf']
     if ours and (channels != 3 or recipe.input_img_mode not in (None, 'RGB')):
         raise UserError(f'{ours[0]} works on RGB images; drop it, or input_img_mode, in_chans and input_size')
-    check_mode(recipe.image_mode, channels)
+    _check_images(recipe.model, recipe.image_mode, data_config)
     if recipe.randaugment == 'tf':
         official_randaugment(recipe.aa)
     if recipe.preprocessing == 'tf':
@@ -76,6 +76,14 @@ def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: b
             raise UserError(f'preprocessing: tf makes square images, got input_size {data_config["input_size"]}')
     with blaming(SETTINGS):
         return _create_transform(recipe, data_config, is_training)
+
+
+def _check_images(model: str, mode: str, data_config: dict[str, Any]) -> None:
+    """Raise UserError for a network that takes clips, or whose channels images of Pillow's `mode` do not have."""
+    if 'num_frames' in data_config:
+        raise UserError(f'{model} takes clips of {data_config["num_frames"]} frames, and here are images: use a '
+                        'network for images, or a task of your own that makes clips')
+    check_mode(mode, data_config['input_size'][0])
 
 
 def check_mode(mode: str, channels: int) -> None:
@@ -114,7 +122,7 @@ def create_limits(recipe: Recipe) -> Limits:
 
 def create_timm_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Any:
     """What timm's train.py does with the recipe. Raises UserError for settings that timm cannot read."""
-    check_mode(recipe.image_mode, data_config['input_size'][0])
+    _check_images(recipe.model, recipe.image_mode, data_config)
     with blaming(SETTINGS):
         return timm.data.create_transform(
             data_config['input_size'], is_training=is_training, use_prefetcher=True, mean=data_config['mean'],
