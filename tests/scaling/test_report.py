@@ -13,7 +13,7 @@ from timm_rs.scaling.report import report, write_family
 
 @pytest.fixture
 def study(tiny_run, tmp_path):
-    """The folder of a study, and nine points: a base, a deeper and a wider model with three seeds each, all finished."""
+    """The folder of a study, and nine finished points: a base, a deeper and a wider model with three seeds each."""
     recipe = Recipe(**read_file(tiny_run / 'args.yaml'))
     points, plan = [], []
     for model, series, depth, gmacs, top1 in (
