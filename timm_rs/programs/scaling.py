@@ -16,11 +16,11 @@ from timm_rs.files import make_folder
 from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser, at_least
 from timm_rs.scaling.collect import describe, step_times, write_results
+from timm_rs.scaling.findings import report, write_family
 from timm_rs.scaling.jobs import Engine, Job, Outcome, Pool, Signals, environments, run_jobs
 from timm_rs.scaling.plan import Planned, create_plan, table, write_plan
 from timm_rs.scaling.points import Point, create_points
 from timm_rs.scaling.ray_engine import RayPool
-from timm_rs.scaling.report import report, write_family
 from timm_rs.scaling.runs import create_jobs, problem_of, strangers
 from timm_rs.scaling.study_file import find_study, read_study
 from timm_rs.study.results import COSTS

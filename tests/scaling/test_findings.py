@@ -7,8 +7,8 @@ from timm_rs.errors import UserError
 from timm_rs.files import read_csv, write_csv
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
+from timm_rs.scaling.findings import report, write_family
 from timm_rs.scaling.points import Point
-from timm_rs.scaling.report import report, write_family
 
 
 @pytest.fixture
