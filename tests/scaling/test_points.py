@@ -3,7 +3,7 @@ import pytest
 from timm_rs.recipe.knobs import RecipeError
 from timm_rs.recipe.reading import read_file
 from timm_rs.scaling.points import create_points
-from timm_rs.scaling.study_file import find_study, read_study
+from timm_rs.scaling.study_file import STUDIES, find_study, read_study
 
 BASE = 'recipe: rs101\nbase: {model: resnetrs, depth: 101, width: 1.0}\n'
 
@@ -100,3 +100,9 @@ def test_figure_3_of_the_paper_has_72_points():
     for point in made:  # Appendix E: short runs have flips and crops only
         is_long = point.recipe.epochs == 350
         assert (point.recipe.aa is not None, point.recipe.smoothing > 0, point.recipe.drop > 0) == 3 * (is_long,)
+
+
+@pytest.mark.parametrize(('name', 'count'), dict(
+    paper=72, small=24, small_digits=24, table1=22, table2=24, table1_small=44, table2_small=48).items())
+def test_studies_that_ship_can_be_read(name, count):
+    assert len(create_points(read_study(STUDIES / f'{name}.yaml'))) == count

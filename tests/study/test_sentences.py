@@ -79,3 +79,11 @@ def test_the_floor_comes_with_what_it_is_without_the_largest():
     line, = (line for line in sentences(runs) if 'a F^-b + c' in line)
     assert 'a 14.8 ± ' in line and 'b 0.45 ± ' in line and 'c 13.9 ± ' in line
     assert line.endswith('c without the largest 1, 2, 3: 13.9, 13.9, 13.9')
+
+
+def test_recipes_are_compared_with_the_one_before_whatever_they_cost():
+    runs = [result('recipe', cost, top1 + seed / 10, seed, axes=dict(recipe=name))
+            for name, cost, top1 in (('first', 1, 70), ('second', 3, 73), ('third', 9, 73)) for seed in range(3)]
+    said = sentences(runs)
+    assert '  second beats first by 3.0 ± 1.3 points as recipes' in said and '  second: 73.1 %' in said
+    assert any(line.startswith('  third against second as recipes: cannot tell (+0.0') for line in said)

@@ -1,7 +1,8 @@
 """What a scaling study says, in sentences."""
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
+from statistics import fmean
 
 from timm_rs.study.power_law import MIN_POINTS, find_break, fit_curve, fit_line
 from timm_rs.study.resolution import gains, size_exponent
@@ -16,7 +17,7 @@ from timm_rs.study.results import (
     seed_variance,
     standard_errors,
 )
-from timm_rs.study.verdict import LOSS_GAP, MAX_MORE_SEEDS, Comparison, compare
+from timm_rs.study.verdict import LOSS_GAP, MAX_MORE_SEEDS, Comparison, compare, compare_points
 
 
 def sentences(results: Iterable[Result], cost: str = 'gmacs') -> list[str]:
@@ -35,6 +36,7 @@ def sentences(results: Iterable[Result], cost: str = 'gmacs') -> list[str]:
         lines.append(_what_there_is(regime, group))
         for (first, ones), (second, others) in combinations(by_series(group).items(), 2):
             lines += pair_sentences(first, ones, second, others, regime, cost)
+        lines += recipe_sentences(group)
         lines += loss_sentences(group)
         lines += power_law_sentences(group)
     for training, group in by_training(points).items():
@@ -59,6 +61,19 @@ def pair_sentences(first: str, ones: Sequence[Point], second: str, others: Seque
     if isinstance(comparison, str) or isinstance(gap, str):
         return [f'{first} against {second} {at}: cannot tell: {comparison}']
     return [verdict_sentence(first, second, at, comparison), gap_sentence(first, second, gap)]
+
+
+def recipe_sentences(points: Sequence[Point]) -> list[str]:
+    """Recipes have no order of cost: each against the one before it in the study, as in a study that adds things up."""
+    named = [point for point in points if 'recipe' in point.one.axes]
+    recipes = dict.fromkeys(point.one.axes['recipe'] for point in named)
+    lines = [f'  {recipe}: {fmean(point.top1 for point in named if point.one.axes["recipe"] == recipe):.1f} %'
+             for recipe in recipes]
+    for before, point in pairwise(named):
+        if {**before.one.axes, 'recipe': ''} == {**point.one.axes, 'recipe': ''}:
+            lines.append('  ' + verdict_sentence(point.one.axes['recipe'], before.one.axes['recipe'], 'as recipes',
+                                                 compare_points(point, before, points)))
+    return lines
 
 
 def verdict_sentence(first: str, second: str, at: str, comparison: Comparison) -> str:

@@ -96,6 +96,19 @@ def compare(first: Sequence[Point], second: Sequence[Point], cost: str = 'gmacs'
     for series, sign in ((first, 1), (second, -1)):
         for point, weight in _weights(series, log_cost, places).items():
             weights[point] += sign * weight
+    return _decide(weights, (math.exp(min(places)), math.exp(max(places))), measure)
+
+
+def compare_points(first: Point, second: Point, points: Sequence[Point], measure: Measure = TOP1) -> Comparison:
+    """Compare two points, whatever they cost, as `compare` does series; the spread over seeds is of all `points`."""
+    weights = dict.fromkeys(points, 0.0) | {first: 1.0, second: -1.0}
+    costs = sorted(point.cost('gmacs') for point in (first, second))
+    return _decide(weights, (costs[0], costs[1]), measure)
+
+
+def _decide(weights: dict[Point, float], costs: tuple[float, float], measure: Measure) -> Comparison:
+    """Whether the weighted sum of the points differs from 0; those of no weight tell of the noise only."""
+    points = list(weights)
     counted = [point for point in points if abs(weights[point]) > 1e-12]
     variance, _ = seed_variance(points, measure.of)
     fixed = sum(weights[point] ** 2 * measure.variance(point) for point in counted)
@@ -112,7 +125,7 @@ def compare(first: Sequence[Point], second: Sequence[Point], cost: str = 'gmacs'
     more = least + bisect_left(range(least, MAX_MORE_SEEDS + 1), True, key=lambda more: (
         not is_known or abs(difference) > margin(more)))
     return Comparison(
-        difference, margin(0) if is_known else None, math.exp(min(places)), math.exp(max(places)), seeds,
+        difference, margin(0) if is_known else None, *costs, seeds,
         decided=more == 0, more_seeds=more if more <= MAX_MORE_SEEDS else None, least_margin=2 * math.sqrt(fixed))
 
 
