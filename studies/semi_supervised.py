@@ -23,12 +23,12 @@ import numpy as np
 
 from timm_rs.data.builtin import SOURCES, write_builtin
 from timm_rs.data.pseudo_labels import array_path
-from timm_rs.files import read_csv, write_csv
+from timm_rs.files import read_csv, save_figure, write_csv
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / 'train_recipes/semi/quickstart.yaml'
+RECIPES = ROOT / 'train_recipes/semi'
 
 
 def main() -> None:
@@ -36,10 +36,6 @@ def main() -> None:
     parser.add_argument('--data', default='digits-10', help='built-in data with a pool: digits-10, fashion-mnist-20')
     parser.add_argument('--seeds', type=int, default=5, metavar='N', help='[5]')
     parser.add_argument('--first-seed', type=int, default=0, metavar='S', help='[0]')
-    parser.add_argument('--recipe', type=Path, default=RECIPE, metavar='FILE', help='of all runs')
-    parser.add_argument('--epochs', type=int, default=0, metavar='N', help="of the student [the recipe's]")
-    parser.add_argument('--teacher-epochs', type=int, default=0, metavar='N', help="of the teacher [the student's]")
-    parser.add_argument('--student', default='', metavar='OPTIONS', help='of train.py, for the student alone')
     parser.add_argument('--min-confidence', default='0.3', metavar='P', help='[0.3]')
     parser.add_argument('--folder', type=Path, default=Path('output/semi_supervised'), metavar='D', help='for all runs')
     parser.add_argument('--csv', type=Path, default=None, metavar='FILE', help='rows are put there')
@@ -49,6 +45,7 @@ def main() -> None:
         rows += run_seed(arguments, seed)
         if arguments.csv:
             write_csv(arguments.csv, rows)
+            draw(rows, arguments.csv.with_suffix('.png'))
     report(rows)
 
 
@@ -57,22 +54,21 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     place = arguments.folder / f'{arguments.data}-{seed}'
     place.mkdir(parents=True, exist_ok=True)
     data = write_builtin(arguments.data, place / 'data', seed)
-    recipe = Recipe(**read_file(arguments.recipe))
-    epochs, share = arguments.epochs or recipe.epochs, 1 + recipe.pseudo_ratio
-    teacher_epochs = arguments.teacher_epochs or epochs
+    teacher, student = (Recipe(**read_file(RECIPES / f'quickstart_{name}.yaml')) for name in ('teacher', 'student'))
+    share = 1 + student.pseudo_ratio
     labels = place / 'labels'
 
-    def train(name: str, epochs: int, *options: str) -> dict[str, Any]:
+    def train(name: str, epochs: int, recipe: str = 'teacher', *options: Any) -> dict[str, Any]:
         run = place / name
         if not (run / 'done').exists():
-            call('train.py', '--recipe', arguments.recipe, '--data-dir', data, '--seed', seed, '--epochs', epochs,
-                 '--output', place, '--experiment', name, '--resume', 'auto', '--val-interval', epochs,
-             *arguments.options, *options)
+            call('train.py', '--recipe', RECIPES / f'quickstart_{recipe}.yaml', '--data-dir', data, '--seed', seed,
+                 '--epochs', epochs, '--val-interval', epochs, '--output', place, '--experiment', name,
+                 '--workers', 0, '--resume', 'auto', *arguments.options, *options)
             (run / 'done').touch()
         last = [row for row in read_csv(run / 'summary.csv') if row['eval_top1']][-1]
         return dict(data=arguments.data, seed=seed, network=name, epochs=epochs, top1=float(last['eval_top1']))
 
-    rows = [train('teacher', teacher_epochs)]
+    rows = [train('teacher', teacher.epochs)]
     if not (labels / 'selection.json').exists():
         call('tools/pseudo_label.py', 'label', data / 'pool', labels, '--teacher', place / 'teacher',
              '--exclude-like', data / 'validation', '--workers', 0)
@@ -81,10 +77,9 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     truth = SOURCES[arguments.data.rpartition('-')[0]]().labels
     names = np.array([int(path.stem) for path in sorted((data / 'pool').iterdir())])
     rows.append(dict(rows[0], network='labels', top1=100 * np.mean(truth[names[entries]] == ids[:, 0])))
-    rows.append(train('student', epochs, '--pseudo-dir', str(labels), '--batch-size', str(recipe.batch_size * share),
-                      '--weight-decay', str(recipe.weight_decay / share), *arguments.student.split()))
-    rows.append(train('labelled part', epochs))
-    rows.append(train('all images', teacher_epochs + share * epochs))
+    rows.append(train('student', student.epochs, 'student', '--pseudo-dir', labels))
+    rows.append(train('labelled part', student.epochs))
+    rows.append(train('all images', teacher.epochs + share * student.epochs))
     return rows
 
 
@@ -103,6 +98,22 @@ def report(rows: list[dict[str, Any]]) -> None:
         error = statistics.stdev(ahead) / len(ahead) ** 0.5 if len(ahead) > 1 else float('nan')
         print(f'{name:<14}{statistics.mean(top1[name]):6.2f} ({min(top1[name]):.2f} to {max(top1[name]):.2f})   '
               f'student {statistics.mean(ahead):+.2f} ± {error:.2f}')
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """A line per seed through its networks, and the means."""
+    from matplotlib.figure import Figure
+    names = list(dict.fromkeys(row['network'] for row in rows))
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axis = figure.subplots()
+    for seed in dict.fromkeys(row['seed'] for row in rows):
+        axis.plot(names, [row['top1'] for row in rows if row['seed'] == seed], 'o-', color='#9a9a9a', linewidth=0.8)
+    axis.plot(names, [statistics.mean(row['top1'] for row in rows if row['network'] == name) for name in names], 'D',
+              color='#0072b2', markersize=9, label='mean')
+    axis.set(ylabel='top-1 (%)', title=f'{rows[0]["data"]}: a line is one seed')
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save_figure(path, figure)
 
 
 if __name__ == '__main__':
