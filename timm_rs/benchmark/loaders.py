@@ -78,13 +78,17 @@ def run_loaders(
 def create_candidates(
         recipe: Recipe, samples: Samples, shards: str | None) -> dict[str, tuple[dict[str, Any], Samples]]:
     """By name, what each loader changes in the recipe, and its samples; those packed into the folder `shards`, too."""
-    fast = dict(loader='fast', preprocessing='timm')
+    equal = dict(preprocessing='timm', randaugment='timm')  # timm's crops and RandAugment, on both sides
+    fast = dict(loader='fast') | equal
     candidates: dict[str, tuple[dict[str, Any], Samples]] = {
-        'timm': (dict(loader='timm', preprocessing='timm', randaugment='timm'), samples),
+        'timm': (dict(loader='timm') | equal, samples),
         'fast': (fast, samples),
         'fast, decode scaled': (fast | dict(decode='scaled'), samples)}
+    if recipe.randaugment == 'tf':
+        candidates['fast, released RandAugment'] = (dict(loader='fast', preprocessing='timm'), samples)
     if recipe.preprocessing == 'tf':
-        candidates['fast, released crops'] = (dict(loader='fast'), samples)
+        candidates['fast, released crops too' if recipe.randaugment == 'tf' else 'fast, released crops'] = (
+            dict(loader='fast'), samples)
     if shards:
         pack(samples, shards, 'train', workers=num_cores())
         candidates['fast, packed'] = (fast, as_samples(open_shards(shards, 'train')))
