@@ -235,7 +235,7 @@ class Recipe:
     max_image_scans: int = knob(
         32, 'JPEGs in more scans than this are bad; each costs as much as an image', low=1, block=True)
     max_image_seconds: float = knob(
-        60.0, 'images that take longer to decode are bad; seconds of the processor', above=0, block=True)
+        60.0, 'images that take longer to decode are bad; seconds of the processor', above=0, high=86_400, block=True)
     checkpoint_interval_minutes: float = knob(
         10.0, 'minutes between checkpoints within an epoch; 0 for none by time', low=0, block=True, free=True)
     stop_timeout: float = knob(
