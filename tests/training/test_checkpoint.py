@@ -166,6 +166,38 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_says_so(tmp_path, monkeypatc
     assert checkpoints.best == (0, 1.0)
 
 
+@pytest.mark.parametrize('metrics', [[5.0, 9.0, 7.0], [9.0, 5.0, 7.0], [7.0, 5.0, 9.0]])
+def test_an_epoch_whose_other_names_had_no_room_has_its_place_in_the_ranking_all_the_same(
+        tmp_path, monkeypatch, metrics):
+    checkpoints, whole = (Checkpoints(tmp_path / name, keep=2, lower_is_better=False) for name in 'ab')
+    link = checkpoint.atomic_link
+    for epoch, metric in enumerate(metrics):
+        whole.save(state(epoch + 1, 0), epoch, metric)
+        if epoch == 1:
+            monkeypatch.setattr(checkpoint, 'atomic_link', lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, '')))
+            with pytest.raises(UserError, match='Earlier checkpoints are intact'):
+                checkpoints.save(state(epoch + 1, 0), epoch, metric)
+            checkpoints.save_recovery(state(2, 1), 2, 1)
+            monkeypatch.setattr(checkpoint, 'atomic_link', link)
+        else:
+            checkpoints.save(state(epoch + 1, 0), epoch, metric)
+    assert checkpoints.history == whole.history and best_epoch(tmp_path / 'a') == best_epoch(tmp_path / 'b')
+    assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == sorted(
+        path.name for path in (tmp_path / 'b').iterdir())
+
+
+def test_a_worker_that_dies_while_a_checkpoint_is_saved_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=2, lower_is_better=False)
+
+    def killed(*_, **__):
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
+    for name in ('atomic_link', 'load_weights_file'):  # the second is asked how far a file is
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, name, killed)
+            with pytest.raises(RuntimeError, match='is killed by signal'):
+                checkpoints.save(state(1, 0), 0, 1.0)
+
+
 def test_weights_that_do_not_fit_are_named():
     model = nn.Linear(2, 3)
     cases = {

@@ -121,9 +121,8 @@ def run_trials(folder: Path, arguments: argparse.Namespace) -> list[Trial]:
     for index in track(range(arguments.trials), 'trials', total=arguments.trials):
         trial = Trial(index, numbers[index % len(numbers)], rng.choice(arguments.kinds))
         trials.append(trial)
-        if (trial.processes, trial.kind) not in whole:
-            whole[trial.processes, trial.kind] = leave_alone(folder, trial, options)
-        alone = whole[trial.processes, trial.kind]
+        key = trial.processes, trial.kind
+        alone = whole[key] = whole.get(key) or leave_alone(folder, trial, options)
         trial.difference = (disturb_and_continue(folder, trial, alone, arguments.ways, rng, options)
                             or difference(alone.folder, folder / f'runs/trial-{index}'))
         print(f'trial {index} ({trial.kind}, {trial.processes} processes, {trial.hits}): '
@@ -150,9 +149,10 @@ def disturb_and_continue(folder: Path, trial: Trial, whole: Whole, ways: list[st
         moment = time.monotonic() + rng.uniform(0, seconds)
         while run.all_run() and (fatal is not None or time.monotonic() < moment):
             time.sleep(0.002)
-        if run.all_run() and run.hit(way, rng) or -signal.SIGKILL in run.codes.values():
-            trial.hits = f'{trial.hits} {way}'.lstrip()
+        is_hit = run.all_run() and run.hit(way, rng)
         codes = run.wait()
+        if is_hit or way == 'operation' and -signal.SIGKILL in codes:
+            trial.hits = f'{trial.hits} {way}'.lstrip()
         if HUNG in codes:
             return 'a process did not end after another was killed'
         if not any(codes):

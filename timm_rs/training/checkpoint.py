@@ -17,6 +17,7 @@ from timm_rs.containers.archives import is_zip
 from timm_rs.containers.weights import load_weights_file
 from timm_rs.errors import UserError, first_line
 from timm_rs.files import atomic_link, atomic_write, sha256_of
+from timm_rs.training.faults import is_worker_death
 
 SUFFIX = '.pth.tar'
 LAST, BEST = 'last' + SUFFIX, 'model_best' + SUFFIX
@@ -34,6 +35,7 @@ class Checkpoints:
         self.sign = -1 if lower_is_better else 1
         self.newest: Path | None = None  # that this process has written or continues
         self.history: list[tuple[int, float]] = []  # (epoch, metric) of the checkpoints kept, best first
+        self.unfinished: tuple[int, list[int]] | None = None  # `last` is of this epoch, and these are to be removed
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -79,18 +81,15 @@ class Checkpoints:
 
         Raises UserError when it cannot be written; earlier checkpoints stay as they were.
         """
-        known = [entry for entry in self._there(self.history) if entry[0] != epoch]
-        ranking = sorted([*known, (epoch, metric)], key=self._rank)
-        kept, dropped = ranking[:self.keep], ranking[self.keep:]
         last = self.folder / LAST
         with self._errors(last):
+            self._finish(last)  # of an epoch before, for which there was no room
+            known = [entry for entry in self._there(self.history) if entry[0] != epoch]
+            ranking = sorted([*known, (epoch, metric)], key=self._rank)
+            kept, dropped = ranking[:self.keep], [old for old, _ in ranking[self.keep:]]
             self._write(last, state | dict(epoch=epoch, metric=metric, history=[list(entry) for entry in kept]))
-            if (epoch, metric) in kept:
-                self._link(last, epoch, is_best=_is_best(kept, epoch))
-            for old, _ in dropped:
-                _remove(self._path(old))
-            self._remove_recoveries(place_of(last))
-        self.history, self.newest = kept, last
+            self.history, self.newest, self.unfinished = kept, last, (epoch, dropped)
+            self._finish(last)
 
     def save_recovery(self, state: dict[str, Any], epoch: int, update: int) -> Path:
         """Write `state` as it is within an epoch, `update` counting from its start; the one before is kept as well."""
@@ -126,6 +125,18 @@ class Checkpoints:
             _digest_path(path).unlink(missing_ok=True)  # never a new file beside an old digest
         _write_digest(path)
 
+    def _finish(self, last: Path) -> None:
+        """Give `last` its other names, if its epoch is in the ranking, and remove what is not in it any more."""
+        if self.unfinished is None:
+            return
+        epoch, dropped = self.unfinished
+        if epoch in (known for known, _ in self.history) and last.exists():  # somebody may have removed the folder
+            self._link(last, epoch, is_best=_is_best(self.history, epoch))
+        for old in dropped:
+            _remove(self._path(old))
+        self._remove_recoveries(place_of(last))
+        self.unfinished = None
+
     def _link(self, last: Path, epoch: int, is_best: bool) -> None:
         for path in (self._path(epoch), *([self.folder / BEST] if is_best else [])):
             _digest_path(path).unlink(missing_ok=True)
@@ -145,6 +156,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            if is_worker_death(error):
+                raise
             reason = getattr(error, 'strerror', None) or error
             raise UserError(f'checkpoint {path} could not be written: {reason}. Earlier checkpoints are intact; free '
                             'some space, or choose another --output') from error
@@ -180,7 +193,9 @@ def place_of(path: Path) -> tuple[float, float]:
     try:
         content = load_weights_file(path, mmap=True)  # no tensor is read
         return float(content['place']['epoch']), float(content['place']['images'])
-    except Exception:  # torch raises a dozen kinds for damaged files, and what is in others may be of any type
+    except Exception as error:  # torch raises a dozen kinds for damaged files, and values may be of any type
+        if is_worker_death(error):
+            raise
         epoch, update = (int(number) for number in (*re.findall(r'-(\d+)', path.name), -1, -1)[:2])
         if path.name.startswith('recovery-'):
             return epoch, update

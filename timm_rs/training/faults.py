@@ -16,6 +16,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _MEMORY)
 
 
+def is_worker_death(error: BaseException) -> bool:
+    """Whether torch tells that a data worker was killed, which it does wherever the main thread is at that moment."""
+    text = str(error)
+    return 'DataLoader worker' in text and ('killed by signal' in text or 'exited unexpectedly' in text)
+
+
 def explain(error: BaseException, settings: StepSettings, device: Device, go_on: str) -> UserError | None:
     """`error` as a message with the remedy, or None for a bug. `go_on` tells how to continue the run."""
     if isinstance(error, UserError):
@@ -37,7 +43,7 @@ def explain(error: BaseException, settings: StepSettings, device: Device, go_on:
     if type(error).__module__.startswith('torch._dynamo'):
         return UserError(f'the model cannot be compiled: {first_line(error)}; leave out --torchcompile, or choose '
                          'another backend')
-    if 'DataLoader worker' in text and ('killed by signal' in text or 'exited unexpectedly' in text):
+    if is_worker_death(error):
         return UserError(f'a data worker was killed, perhaps for want of memory: try fewer --workers; {go_on}')
     if device.is_distributed and isinstance(error, RuntimeError) and any(words in text for words in _PEERS):
         return UserError(f'another process of this run has ended or hangs ({text.splitlines()[0]}); what it said '
