@@ -33,7 +33,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = 'w', **open_kwargs: A
     durable by syncing the folder. Raises OSError as `open` does.
     """
     path = Path(path)
-    temporary = _neighbour(path)
+    temporary = neighbour(path)
     try:
         with open(temporary, mode, **open_kwargs) as file:
             yield file
@@ -56,7 +56,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     When the block raises there is no `path`. Raises OSError if `path` is a file, or a folder with something in it.
     """
     path = Path(path)
-    temporary = _neighbour(path)
+    temporary = neighbour(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -69,7 +69,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def _neighbour(path: Path) -> Path:
+def neighbour(path: Path) -> Path:
     """A name beside `path` for this process alone."""
     remove_stale(path.parent, glob.escape(path.name))
     return path.with_name(f'.{path.name}.{socket.gethostname()}.{os.getpid()}.tmp')
@@ -100,7 +100,7 @@ def _is_running(pid: int) -> bool:
 
 def atomic_link(source: Path, target: Path) -> None:
     """Make `target` a second name of `source` (a copy where the file system has no hard links), atomically."""
-    temporary = _neighbour(target)
+    temporary = neighbour(target)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)

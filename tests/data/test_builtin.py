@@ -1,6 +1,7 @@
 """Data from packages: the real images, whole, always split alike."""
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -32,6 +33,23 @@ def test_half_written_digits_are_written_anew_and_whole_ones_left_alone(tmp_path
     assert write_builtin('digits', folder).stat().st_mtime_ns == stamp
     path.unlink()
     assert write_builtin('digits', folder) == folder and path.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ['digits']
+
+
+def test_several_processes_may_write_them_at_once(tmp_path):
+    pids = []
+    for _ in range(4):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                write_builtin('digits', tmp_path / 'digits')
+                code = 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
+    assert len(list(tmp_path.glob('digits/*/*/*.png'))) == 1797
     assert [entry.name for entry in tmp_path.iterdir()] == ['digits']
 
 

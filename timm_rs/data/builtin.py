@@ -1,6 +1,5 @@
 """Data that needs no download: small real images that ship in packages, written once as folders of PNGs."""
 
-import contextlib
 import gzip
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from timm_rs.errors import UserError
+from timm_rs.files import neighbour
 from timm_rs.recipe.command_line import flag
 
 FASHION_MNIST = Path('/usr/share/datasets/fashion-mnist')  # of Debian's package
@@ -88,22 +88,26 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     paths = [Path('pool', f'{index:05}.png') if in_pool[index] else
              Path('validation' if images.is_validation[index] else 'train', str(label), f'{index:04}.png')
              for index, label in enumerate(images.labels)]
-    if sum(1 for _ in folder.rglob('*.png')) == len(paths):
+    if _is_complete(folder, len(paths)):
         return folder
-    temporary = folder.with_name(f'.{folder.name}.tmp')
+    temporary = neighbour(folder)
     try:
-        for path in (folder, temporary):
-            if path.exists():
-                shutil.rmtree(path)
         for parent in {path.parent for path in paths}:
             (temporary / parent).mkdir(parents=True)
         for pixels, path in zip(images.pixels, paths, strict=True):
             Image.fromarray(pixels).save(temporary / path)
-        temporary.rename(folder)
+        if not _is_complete(folder, len(paths)):  # another process may have been quicker
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
     except OSError as error:
-        raise UserError(f'{name} cannot be written to {folder}: {error.strerror or error}; give another folder '
-                        f'of images with {flag("data_dir")}') from error
+        if not _is_complete(folder, len(paths)):
+            raise UserError(f'{name} cannot be written to {folder}: {error.strerror or error}; give another folder '
+                            f'of images with {flag("data_dir")}') from error
     finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _is_complete(folder: Path, count: int) -> bool:
+    return sum(1 for _ in folder.rglob('*.png')) == count
