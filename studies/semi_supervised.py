@@ -12,7 +12,6 @@ example:
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -69,12 +68,14 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         return dict(data=arguments.data, seed=seed, network=name, epochs=epochs, top1=float(last['eval_top1']))
 
     rows = [train('teacher', teacher.epochs)]
-    if not (labels / 'selection.json').exists():
+    if not (labels / 'done').exists():  # `label` leaves a selection of its own
         call('tools/pseudo_label.py', 'label', data / 'pool', labels, '--teacher', place / 'teacher',
              '--exclude-like', data / 'validation', '--workers', 0)
         call('tools/pseudo_label.py', 'select', labels, '--min-confidence', arguments.min_confidence)
+        (labels / 'done').touch()
     entries, ids = (np.load(array_path(labels, name)) for name in ('entries', 'ids'))
-    truth = SOURCES[arguments.data.rpartition('-')[0]]().labels
+    load, _ = SOURCES[arguments.data.rpartition('-')[0]]
+    truth = load().labels
     names = np.array([int(path.stem) for path in sorted((data / 'pool').iterdir())])
     rows.append(dict(rows[0], network='labels', top1=100 * np.mean(truth[names[entries]] == ids[:, 0])))
     rows.append(train('student', student.epochs, 'student', '--pseudo-dir', labels))
@@ -84,8 +85,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
 
 
 def call(program: str, *options: Any) -> None:
-    done = subprocess.run([sys.executable, ROOT / program, *map(str, options)], env=os.environ)
-    if done.returncode:
+    if subprocess.run([sys.executable, ROOT / program, *map(str, options)]).returncode:
         raise SystemExit(f'{program} failed')
 
 

@@ -150,10 +150,10 @@ def check_writable(path: Path) -> None:
         raise UserError(f'{path} cannot be written: {error.strerror}; choose another --csv') from error
 
 
-def save_figure(path: Path, figure: Any) -> None:
-    """Draw a figure of matplotlib's as PNG, whole or not at all. Raises OSError as `open` does."""
+def save_figure(path: Path, figure: Any, format: str = 'png', **options: Any) -> None:
+    """Draw a figure of matplotlib's, whole or not at all; `options` of its `savefig`. Raises OSError as `open` does."""
     picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=120)
+    figure.savefig(picture, format=format, **dict(dpi=120) | options)
     with atomic_write(path, 'wb') as file:
         file.write(picture.getvalue())
 

@@ -54,7 +54,9 @@ def load_fashion_mnist() -> Images:
                   np.arange(len(labels) + len(more_labels)) >= len(labels))
 
 
-SOURCES: dict[str, Callable[[], Images]] = {'digits': load_digits, 'fashion-mnist': load_fashion_mnist}
+# What loads each, and how many images it has.
+SOURCES: dict[str, tuple[Callable[[], Images], int]] = {
+    'digits': (load_digits, 1797), 'fashion-mnist': (load_fashion_mnist, 70_000)}
 
 
 def folder_of(name: str) -> Path:
@@ -78,7 +80,10 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     """
     folder = folder or folder_of(name)
     source, _, number = name.rpartition('-') if name[-1].isdigit() else (name, '', '')
-    images = SOURCES[source]()
+    load, count = SOURCES[source]
+    if _is_complete(folder, count):  # at every start of a run: nothing else need be read
+        return folder
+    images = load()
     in_pool = ~images.is_validation if number else np.zeros(len(images.labels), bool)
     if number:
         order = np.random.default_rng(seed).permutation(len(images.labels))
@@ -88,20 +93,18 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     paths = [Path('pool', f'{index:05}.png') if in_pool[index] else
              Path('validation' if images.is_validation[index] else 'train', str(label), f'{index:04}.png')
              for index, label in enumerate(images.labels)]
-    if _is_complete(folder, len(paths)):
-        return folder
     temporary = neighbour(folder)
     try:
         for parent in {path.parent for path in paths}:
             (temporary / parent).mkdir(parents=True)
         for pixels, path in zip(images.pixels, paths, strict=True):
             Image.fromarray(pixels).save(temporary / path)
-        if not _is_complete(folder, len(paths)):  # another process may have been quicker
+        if not _is_complete(folder, count):  # another process may have been quicker
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.rename(folder)
     except OSError as error:
-        if not _is_complete(folder, len(paths)):
+        if not _is_complete(folder, count):
             raise UserError(f'{name} cannot be written to {folder}: {error.strerror or error}; give another folder '
                             f'of images with {flag("data_dir")}') from error
     finally:

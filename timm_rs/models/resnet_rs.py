@@ -171,6 +171,48 @@ def choose_layers(depth: int | None, layers: Sequence[int] | None) -> Sequence[i
     return layers
 
 
+def create_network(
+        kind: type[nn.Module],
+        name: str,
+        pretrained: bool,
+        layers: Sequence[int],
+        pretrained_cfg: CfgSource = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """Model `name`, which is a `kind`, as timm's entrypoints make theirs."""
+    cfg = resolve_weights(name, pretrained, pretrained_cfg, pretrained_cfg_overlay)
+    if not kwargs.get('resnet_d', True):
+        cfg = dataclasses.replace(cfg, first_conv='conv1')  # a single convolution
+    return build_model_with_cfg(kind, name, pretrained, pretrained_cfg=cfg, layers=layers, **kwargs)
+
+
+def register_depth(kind: type[nn.Module], create: Entrypoint, generic: str, title: str, depth: int) -> Entrypoint:
+    """Register the `kind` of a `depth`, one of those of model `generic`; its cfg is in the module of the kind."""
+    name = f'{generic}_{depth}'
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        refuse_size(name, generic, kwargs)
+        return create(name, pretrained, LAYERS[depth], **kwargs)
+
+    entrypoint.__module__ = kind.__module__
+    return register(entrypoint, name, f'{title}-{depth}, blocks {LAYERS[depth]}. Arguments: as `{kind.__name__}`.')
+
+
+def register_generic(kind: type[nn.Module], create: Entrypoint, name: str, doc: str) -> Entrypoint:
+    """Register the `kind` of any depth or layers as model `name`, whose cfg is in the module of the kind."""
+    def entrypoint(
+            pretrained: bool = False,
+            depth: int | None = None,
+            layers: Sequence[int] | None = None,
+            **kwargs: Any,
+    ) -> nn.Module:
+        return create(name, pretrained, choose_layers(depth, layers), **kwargs)
+
+    entrypoint.__module__ = kind.__module__
+    return register(entrypoint, name, doc)
+
+
 OFFICIAL_RELEASE = 'https://github.com/tensorflow/tpu/tree/bee9c4f6/models/official/resnet/resnet_rs'
 
 
@@ -208,40 +250,10 @@ default_cfgs = generate_default_cfgs(_points | {
 })
 
 
-def _create(
-        name: str,
-        pretrained: bool,
-        layers: Sequence[int],
-        pretrained_cfg: CfgSource = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None,
-        **kwargs: Any,
-) -> nn.Module:
-    cfg = resolve_weights(name, pretrained, pretrained_cfg, pretrained_cfg_overlay)
-    if not kwargs.get('resnet_d', True):
-        cfg = dataclasses.replace(cfg, first_conv='conv1')  # a single 7x7
-    return build_model_with_cfg(ResNetRS, name, pretrained, pretrained_cfg=cfg, layers=layers, **kwargs)
-
-
-def _register_depth(depth: int) -> Entrypoint:
-    name = f'resnetrs_{depth}'
-
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        refuse_size(name, 'resnetrs', kwargs)
-        return _create(name, pretrained, LAYERS[depth], **kwargs)
-
-    return register(entrypoint, name, f'ResNet-RS-{depth}, blocks {LAYERS[depth]}. Arguments: as `ResNetRS`.')
-
-
-def _resnetrs(
-        pretrained: bool = False,
-        depth: int | None = None,
-        layers: Sequence[int] | None = None,
-        **kwargs: Any,
-) -> nn.Module:
-    return _create('resnetrs', pretrained, choose_layers(depth, layers), **kwargs)
-
-
-resnetrs = register(_resnetrs, 'resnetrs', """ResNet-RS of any size, as in the scaling search (Appendix E).
+_create = partial(create_network, ResNetRS)
+_register_depth = partial(register_depth, ResNetRS, _create, 'resnetrs', 'ResNet-RS')
+resnetrs = register_generic(
+    ResNetRS, _create, 'resnetrs', """ResNet-RS of any size, as in the scaling search (Appendix E).
 
     Args:
         pretrained: no weights are published; True needs your own file.

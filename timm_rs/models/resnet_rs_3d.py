@@ -3,20 +3,27 @@
 Paper: Bello et al. 2021, arXiv:2103.07579, section 7.5 and Table 6. Official code: tensorflow/models,
 `official/vision/modeling/backbones/resnet_3d.py`. Kernels and strides are (time, height, width) throughout.
 """
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import get_device_dtype, lecun_normal_, trunc_normal_tf_
-from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs
+from timm.models import adapt_input_conv, generate_default_cfgs
 from timm.models.resnet import ResNet
 from torch import nn
 
 from .layers_3d import PADDINGS, Bottleneck3d, GlobalPool3d, SameMaxPool3d, SelfGating, create_conv
-from .registry import CfgSource, Entrypoint, point_cfg, register, resolve_weights
-from .resnet_rs import LAYERS, check_choice, check_size, choose_layers, refuse_size
+from .registry import point_cfg, register
+from .resnet_rs import (
+    LAYERS,
+    check_choice,
+    check_size,
+    create_network,
+    refuse_size,
+    register_depth,
+    register_generic,
+)
 
 TEMPORAL_KERNELS = (1, 1, 3, 3)  # frames that the first convolution of each block sees, by stage
 
@@ -193,38 +200,8 @@ default_cfgs = generate_default_cfgs(
     {name: _cfg() for name in (*FIXED_NAMES, 'resnetrs3d')} | {'resnet3d_50': _cfg(first_conv='conv1')})
 
 
-def _create(
-        name: str,
-        pretrained: bool,
-        layers: Sequence[int],
-        pretrained_cfg: CfgSource = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None,
-        **kwargs: Any,
-) -> nn.Module:
-    cfg = resolve_weights(name, pretrained, pretrained_cfg, pretrained_cfg_overlay)
-    if not kwargs.get('resnet_d', True):
-        cfg = dataclasses.replace(cfg, first_conv='conv1')  # a single 5x7x7
-    return build_model_with_cfg(
-        ResNetRS3d, name, pretrained, pretrained_cfg=cfg, pretrained_filter_fn=adapt_channels, layers=layers, **kwargs)
-
-
-def _register_depth(depth: int) -> Entrypoint:
-    name = f'resnetrs3d_{depth}'
-
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        refuse_size(name, 'resnetrs3d', kwargs)
-        return _create(name, pretrained, LAYERS[depth], **kwargs)
-
-    return register(entrypoint, name, f'3D ResNet-RS-{depth}, blocks {LAYERS[depth]}. Arguments: as `ResNetRS3d`.')
-
-
-def _resnetrs3d(
-        pretrained: bool = False,
-        depth: int | None = None,
-        layers: Sequence[int] | None = None,
-        **kwargs: Any,
-) -> nn.Module:
-    return _create('resnetrs3d', pretrained, choose_layers(depth, layers), **kwargs)
+_create = partial(create_network, ResNetRS3d, pretrained_filter_fn=adapt_channels)
+_register_depth = partial(register_depth, ResNetRS3d, _create, 'resnetrs3d', '3D ResNet-RS')
 
 
 def _resnet3d_50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -233,7 +210,7 @@ def _resnet3d_50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _create('resnet3d_50', pretrained, LAYERS[50], **plain | kwargs)
 
 
-resnetrs3d = register(_resnetrs3d, 'resnetrs3d', """3D ResNet-RS of any size.
+resnetrs3d = register_generic(ResNetRS3d, _create, 'resnetrs3d', """3D ResNet-RS of any size.
 
     Args:
         pretrained: no weights are published; True needs your own file.

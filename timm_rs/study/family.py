@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from timm_rs.errors import UserError
-from timm_rs.study.resolution import pareto
+from timm_rs.study.pareto import pareto
 from timm_rs.study.results import Point
 
 

@@ -193,11 +193,17 @@ def _point(row: dict[str, str], latency: tuple[float, ...]) -> Point:
                  row['top1_is'] == 'digitised')
 
 
+def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
+    """Places of the points for which no other is at most as costly and at most as wrong, and better in one of both."""
+    return [place for place, point in enumerate(zip(costs, errors, strict=True)) if not any(
+        other[0] <= point[0] and other[1] <= point[1] and other != point
+        for other in zip(costs, errors, strict=True))]
+
+
 def dominated(points: Sequence[Point]) -> set[Point]:
     """Points for which another is at least as good in accuracy and latency, and better in one."""
-    return {point for point in points if any(
-        other.top1 >= point.top1 and other.seconds <= point.seconds
-        and (other.top1, other.seconds) != (point.top1, point.seconds) for other in points)}
+    best = pareto([point.seconds for point in points], [-point.top1 for point in points])
+    return set(points) - {points[place] for place in best}
 
 
 def speedups(points: Sequence[Point]) -> list[tuple[Point, Point, float]]:

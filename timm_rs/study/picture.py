@@ -1,12 +1,11 @@
 """What all figures need: labels that cover nothing, plain numbers on axes, files."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write
+from timm_rs.files import save_figure
 
 
 def check_format(path: Path) -> None:
@@ -18,12 +17,10 @@ def check_format(path: Path) -> None:
 def save(figure: Any, path: Path) -> None:
     """Write `figure` to `path`, whole or not at all, to the same bits each time. Raises UserError if it cannot be."""
     import matplotlib
-    picture = io.BytesIO()
-    with matplotlib.rc_context({'svg.hashsalt': 'timm_rs'}):
-        figure.savefig(picture, format=path.suffix[1:], metadata=dict(Date=None) if path.suffix == '.svg' else None)
     try:
-        with atomic_write(path, 'wb') as file:
-            file.write(picture.getvalue())
+        with matplotlib.rc_context({'svg.hashsalt': 'timm_rs'}):
+            save_figure(path, figure, path.suffix[1:], dpi='figure',
+                        metadata=dict(Date=None) if path.suffix == '.svg' else None)
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error.strerror}') from error
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from timm_rs.study.pareto import pareto
 from timm_rs.study.results import Point, standard_errors
 
 MIN_POINTS = 3  # for an exponent
@@ -45,13 +46,6 @@ def gains(points: Sequence[Point]) -> list[Gain]:
                 found.append(Gain(one.name.rpartition('img_size=')[0].strip(), (small, large),
                                   (two.top1 - one.top1) / doublings, math.hypot(error, other_error) / doublings))
     return found
-
-
-def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
-    """Places of the points for which no other is at most as costly and at most as wrong, and better in one of both."""
-    return [place for place, point in enumerate(zip(costs, errors, strict=True)) if not any(
-        other[0] <= point[0] and other[1] <= point[1] and other != point
-        for other in zip(costs, errors, strict=True))]
 
 
 def size_exponent(costs: Sequence[float], errors: Sequence[float], sizes: Sequence[int]) -> tuple[float, float] | None:
