@@ -26,6 +26,21 @@ def save_mask(mask, path):
     image.save(path)
 
 
+def write_depth(root, num_train=16, num_val=5) -> Path:
+    """images/SPLIT/*.png and depth/SPLIT/*.png, 16 bits of millimetres: what is brighter is nearer."""
+    rng = np.random.default_rng(0)
+    for split, count in (('train', num_train), ('val', num_val)):
+        for kind in ('images', 'depth'):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            near = np.kron(rng.uniform(0.2, 1, (5, 6)), np.ones((8, 8)))
+            Image.fromarray(np.uint8(near[..., None] * [200, 150, 100])).save(root / f'images/{split}/{index}.png')
+            depth = (2000 / near).astype(np.uint16)
+            depth[:3] = 0  # not measured
+            Image.fromarray(depth).save(root / f'depth/{split}/{index}.png')
+    return root
+
+
 def write_voc(root, num_train=16, num_val=5, classes=('ground', 'red', 'green')) -> Path:
     """ImageSets/Segmentation/{train,val}.txt, JPEGImages, SegmentationClass, classes.txt."""
     for folder in ('ImageSets/Segmentation', 'JPEGImages', 'SegmentationClass'):

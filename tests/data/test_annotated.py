@@ -9,7 +9,7 @@ from annotated_trees import save_mask, write_voc
 from PIL import Image
 from torchvision.datasets import VOCSegmentation
 
-from timm_rs.data.annotated import VOC_CLASSES, Annotation, check_masks, open_annotated, read_mask
+from timm_rs.data.annotated import VOC_CLASSES, Annotation, check_masks, open_annotated, read_depth, read_mask
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.decode import BadImage
@@ -133,3 +133,36 @@ def test_no_data_is_said_in_words(tmp_path, voc):
     (voc / 'classes.txt').write_text('a\nb\na\n')
     with pytest.raises(UserError, match='classes.txt names a twice'):
         opened(voc, 'val')
+
+
+# ---- depth ------------------------------------------------------------------------------------------------------
+
+def depth_of(tmp_path, numbers, suffix='png', **options):
+    path = tmp_path / f'd.{suffix}'
+    Image.fromarray(numbers).save(path)
+    return read_depth(Annotation(path.read_bytes(), str(path), False), **options)
+
+
+def test_16_bits_are_millimetres_and_fractions_metres(tmp_path):
+    numbers = np.array([[0, 1500], [2500, 65535]], np.uint16)
+    metres = depth_of(tmp_path, numbers)
+    assert metres.dtype is torch.float32
+    torch.testing.assert_close(metres, torch.tensor([[0, 1.5], [2.5, 65.535]]))
+    fractions = np.array([[np.nan, 1.5], [2.5, np.inf]], np.float32)
+    torch.testing.assert_close(depth_of(tmp_path, fractions, 'tiff'), torch.tensor([[0, 1.5], [2.5, 0]]))
+
+
+@pytest.mark.parametrize(('numbers', 'suffix', 'words'), [
+    (np.full((2, 2), 200, np.uint8), 'png', 'has 8 bits: it must be a PNG of 16 bits, in millimetres'),
+    (np.full((2, 2, 3), 200, np.uint8), 'png', 'has 8 bits'),
+    (np.full((2, 2), 3, np.uint16), 'png', r'has 0.003 m in the middle, not 0.1 to 20'),
+    (np.full((2, 2), 2500, np.float32), 'tiff', '2500 m in the middle'),
+    (np.zeros((2, 2), np.uint16), 'png', 'was measured nowhere')])
+def test_a_depth_that_cannot_be_is_named(tmp_path, numbers, suffix, words):
+    with pytest.raises(BadImage, match=words):
+        depth_of(tmp_path, numbers, suffix)
+
+
+def test_a_depth_of_another_size_than_the_crop_needs_is_bad(tmp_path):
+    with pytest.raises(BadImage, match='has 3 x 2 pixels, not 640 x 480'):
+        depth_of(tmp_path, np.full((2, 3), 2000, np.uint16), size=(480, 640))

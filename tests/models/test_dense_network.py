@@ -3,9 +3,11 @@
 import pytest
 import timm
 import torch
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import timm_rs  # noqa: F401  registers the models
-from timm_rs.models.dense_network import create_dense_network
+from timm_rs.models.dense_network import Pyramid, create_dense_network, resized, resized_by_products
 
 TINY = dict(layers=(1, 1, 1, 1), width=0.125)
 
@@ -42,3 +44,22 @@ def test_the_head_sees_the_finest_level_of_its_decoder(decoder, stride):
 def test_a_backbone_without_such_maps_is_refused_by_its_strides():
     with pytest.raises(ValueError, match='no feature maps of stride 8, 32, which the decoder pyramid .*, only of 16'):
         create_dense_network('vit_tiny_patch16_224', 5, 'pyramid', 8, 1)
+
+
+def test_the_pyramid_is_torchvisions():
+    torch.manual_seed(0)
+    ours = Pyramid([3, 4, 5], 8, LastLevelP6P7(8, 8), norm_layer=torch.nn.BatchNorm2d)
+    theirs = FeaturePyramidNetwork([3, 4, 5], 8, LastLevelP6P7(8, 8), norm_layer=torch.nn.BatchNorm2d)
+    theirs.load_state_dict(ours.state_dict())
+    maps = {name: torch.randn(2, channels, *size) for name, channels, size in (
+        ('a', 3, (13, 20)), ('b', 4, (7, 10)), ('c', 5, (4, 5)))}
+    found, expected = ours(maps), theirs(maps)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize('nearest', [False, True])
+@pytest.mark.parametrize('size', [(8, 12), (5, 7), (64, 96), (13, 33)])
+def test_products_resize_as_interpolate_does(size, nearest):
+    maps = torch.randn(2, 3, 5, 7)
+    found = resized_by_products(maps, size, nearest)
+    torch.testing.assert_close(found, resized(maps, size, nearest), rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from annotated_trees import save_mask, write_voc
+from annotated_trees import save_mask, write_depth, write_voc
 from conftest import ROOT, TINY, assert_equal
 from PIL import Image
 
@@ -30,7 +30,7 @@ def dying(training, loader, device, position, progress):
 train.train_updates = dying
 train.main(sys.argv[1:])
 '''
-WRITERS = dict(segmentation=write_voc)
+WRITERS = dict(segmentation=write_voc, depth=write_depth)
 
 
 @pytest.fixture(params=WRITERS)

@@ -26,6 +26,7 @@ VOC_CLASSES = (
     'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
 ADE_CLASSES = 150
 LOOKED_AT = 100  # masks, before training
+NEAREST, FURTHEST = 0.1, 20  # metres that the median of a depth map may have
 
 
 class Annotation(NamedTuple):
@@ -76,6 +77,29 @@ def read_mask(annotation: Annotation, num_classes: int) -> torch.Tensor:
         raise BadImage(f'its mask {annotation.path} has label {int(wrong.max()) + annotation.first_is_void}, but the '
                        f'classes are {int(annotation.first_is_void)} to {num_classes - 1 + annotation.first_is_void}')
     return torch.from_numpy(labels.astype(np.int16))
+
+
+def read_depth(annotation: Annotation, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Metres (H, W) float32, 0 where nothing was measured, of millimetres in 16 bits or metres as fractions.
+
+    Raises BadImage for other files, for depths of another `size`, where nothing was measured, and where half of what
+    was is nearer than `NEAREST` or further than `FURTHEST`: it would be in other units.
+    """
+    numbers = _numbers(annotation)
+    if numbers.ndim != 2 or numbers.dtype in (np.uint8, np.bool_):
+        raise BadImage(f'its depth {annotation.path} has 8 bits: it must be a PNG of 16 bits, in millimetres')
+    metres = numbers.astype(np.float32) / (1 if numbers.dtype.kind == 'f' else 1000)
+    metres[~np.isfinite(metres)] = 0
+    if size not in (None, metres.shape):
+        raise BadImage(f'its depth {annotation.path} has {metres.shape[1]} x {metres.shape[0]} pixels, not '
+                       f'{size[1]} x {size[0]}')  # type: ignore[index]
+    if not (metres > 0).any():
+        raise BadImage(f'its depth {annotation.path} was measured nowhere')
+    middle = float(np.median(metres[metres > 0]))
+    if not NEAREST <= middle <= FURTHEST:
+        raise BadImage(f'its depth {annotation.path} has {middle:.4g} m in the middle, not {NEAREST} to {FURTHEST}: 16 '
+                       'bits are taken as millimetres, fractions as metres')
+    return torch.from_numpy(metres)
 
 
 def _numbers(annotation: Annotation) -> Any:
@@ -173,8 +197,12 @@ def _open_folders(root: Path, split: str) -> Annotated:
     return Annotated(_folder_pairs(root, split, ('masks', 'annotations', 'labels')), _classes(root))
 
 
+def _open_depth_folders(root: Path, split: str) -> Annotated:
+    return Annotated(_folder_pairs(root, split, ('depth', 'depths')), {})
+
+
 LAYOUTS: dict[str, Callable[[Path, str], Annotated]] = dict(
-    voc=_open_voc, ade20k=_open_ade20k, folders=_open_folders)
+    voc=_open_voc, ade20k=_open_ade20k, folders=_open_folders, depth_folders=_open_depth_folders)
 
 
 def _folder_pairs(root: Path, split: str, kinds: Sequence[str]) -> list[tuple[Path, Path]]:

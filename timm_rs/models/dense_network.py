@@ -1,6 +1,7 @@
 """Networks with an output for every pixel: any backbone of timm's, torchvision's feature pyramid, a small head."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -35,7 +36,7 @@ class DenseNetwork(nn.Module):
         self.backbone, self.num_classes, self.decoder = backbone, num_classes, decoder
         self.pretrained_cfg = backbone.pretrained_cfg
         self.taken = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES[decoder]]
-        self.pyramid = FeaturePyramidNetwork(
+        self.pyramid = Pyramid(
             [backbone.feature_info.channels()[index] for index in self.taken], channels,
             LastLevelP6P7(channels, channels) if decoder == 'fused' else None, norm_layer=nn.BatchNorm2d)
         for index in range(1, len(self.taken) if decoder == 'pyramid' else 0):  # nobody sees these levels at the end
@@ -49,14 +50,50 @@ class DenseNetwork(nn.Module):
         finest = levels[0]
         if self.decoder == 'fused':
             for level in levels[1:]:
-                finest = finest + F.interpolate(level, finest.shape[2:], mode='bilinear')
-        return F.interpolate(self.head(finest), images.shape[2:], mode='bilinear')
+                finest = finest + resized(level, finest.shape[2:])
+        return resized(self.head(finest), images.shape[2:])
 
     def get_classifier(self) -> nn.Module:
         return self.head[-1]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
+
+
+class Pyramid(FeaturePyramidNetwork):
+    """torchvision's, to the same numbers, with resizing that XLA has gradients of."""
+
+    def forward(self, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names, maps = list(x), list(x.values())
+        inner = self.get_result_from_inner_blocks(maps[-1], -1)
+        levels = [self.get_result_from_layer_blocks(inner, -1)]
+        for index in reversed(range(len(maps) - 1)):
+            lateral = self.get_result_from_inner_blocks(maps[index], index)
+            inner = lateral + resized(inner, lateral.shape[2:], nearest=True)
+            levels.insert(0, self.get_result_from_layer_blocks(inner, index))
+        if self.extra_blocks is not None:
+            levels, names = self.extra_blocks(levels, maps, names)
+        return OrderedDict(zip(names, levels, strict=True))
+
+
+def resized(maps: torch.Tensor, size: Sequence[int], nearest: bool = False) -> torch.Tensor:
+    """Feature maps (N, C, H, W) at another `size` (height, width): `interpolate`, bilinear or nearest.
+
+    XLA computes the gradient of that on the host, and so gets matrix products.
+    """
+    if maps.device.type != 'xla':
+        return F.interpolate(maps, tuple(size), mode='nearest' if nearest else 'bilinear')
+    return resized_by_products(maps, size, nearest)
+
+
+def resized_by_products(maps: torch.Tensor, size: Sequence[int], nearest: bool = False) -> torch.Tensor:
+    """`resized` as products with the share of each row, and of each column, in each of those wanted."""
+    shares = []
+    for have, want in zip(maps.shape[2:], size, strict=True):
+        places = torch.arange(want) * (have / want)
+        places = places.floor() if nearest else (places + (have / want - 1) / 2).clamp(0, have - 1)
+        shares.append((1 - (places[:, None] - torch.arange(have)).abs()).clamp(min=0).to(maps))
+    return shares[0] @ maps @ shares[1].T
 
 
 def create_dense_network(
