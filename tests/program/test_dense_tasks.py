@@ -30,13 +30,14 @@ def dying(training, loader, device, position, progress):
 train.train_updates = dying
 train.main(sys.argv[1:])
 '''
-WRITERS = dict(segmentation=write_voc, depth=write_depth)
+WRITERS = dict(segmentation=('voc', write_voc), depth=('depth_folders', write_depth))
 
 
 @pytest.fixture(params=WRITERS)
 def task(request, tmp_path):
     """The arguments of a task, and of its data: 16 training and 5 validation images."""
-    return ['--task', request.param, '--data-dir', str(WRITERS[request.param](tmp_path / 'data'))]
+    layout, write = WRITERS[request.param]
+    return ['--task', request.param, '--dataset', layout, '--data-dir', str(write(tmp_path / 'data'))]
 
 
 def rows_of(folder):

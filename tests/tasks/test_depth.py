@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused(knobs, words):
 
 
 def test_depth_is_one_number(tmp_path):
-    recipe = Recipe(task='depth', data_dir=str(write_depth(tmp_path / 'd', 2, 1)))
+    recipe = Recipe(task='depth', dataset='depth_folders', data_dir=str(write_depth(tmp_path / 'd', 2, 1)))
     assert create_task(recipe).create_datasets(recipe)[2] == 1
     recipe.num_classes = 3
     with pytest.raises(UserError, match='num_classes is 3, and depth is one number'):

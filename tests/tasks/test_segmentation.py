@@ -45,6 +45,14 @@ def test_miou_is_scikit_learns_over_the_whole_set(absent):
     assert found['miou'] == evaluated(logits, targets, batch=1)['miou']
 
 
+def test_bands_of_rows_give_what_all_rows_give(monkeypatch):
+    logits, targets, _ = random_case()
+    targets[:, 12:] = OUTSIDE
+    whole = evaluated(logits, targets)
+    monkeypatch.setattr('timm_rs.tasks.segmentation.LARGEST', 5 * 4 * 16 * CLASSES)  # bands of 5 rows and the rest
+    assert evaluated(logits, targets) == pytest.approx(whole)
+
+
 @pytest.mark.parametrize('absent', [(), (3,), (0, 5)])
 def test_miou_is_torchmetrics(absent):
     classification = pytest.importorskip('torchmetrics.classification')

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from timm_rs.data.bad_samples import READ_ERRORS, why_unreadable
@@ -30,9 +31,9 @@ NEAREST, FURTHEST = 0.1, 20  # metres that the median of a depth map may have
 
 
 class Annotation(NamedTuple):
-    """The bytes of a file that belongs to an image, and how its numbers are to be read."""
+    """The bytes of a file that belongs to an image, or its numbers (H, W), and how those are to be read."""
 
-    content: bytes
+    content: bytes | npt.NDArray[Any]
     path: str
     first_is_void: bool
 
@@ -104,6 +105,8 @@ def read_depth(annotation: Annotation, size: tuple[int, int] | None = None) -> t
 
 def _numbers(annotation: Annotation) -> Any:
     """The numbers of a PNG as they are stored, (H, W), or colours (H, W, C)."""
+    if not isinstance(annotation.content, bytes):
+        return annotation.content
     try:
         image = open_with_pillow(annotation.content)
         with pillow_deciding():
@@ -112,7 +115,7 @@ def _numbers(annotation: Annotation) -> Any:
         raise BadImage(f'its annotation {annotation.path}: {error}') from error
 
 
-def check_masks(samples: Annotated, num_classes: int) -> None:
+def check_masks(samples: Samples, num_classes: int) -> None:
     """Look into up to `LOOKED_AT` masks from all of the data.
 
     Raises UserError where no two classes occur in them, so that nothing would be learned. Bad masks are passed over,
@@ -135,7 +138,7 @@ def check_masks(samples: Annotated, num_classes: int) -> None:
 
 # ---- where the files are ----------------------------------------------------------------------------------------
 
-def open_annotated(recipe: Recipe, split: str, layouts: Sequence[str]) -> Annotated:
+def open_annotated(recipe: Recipe, split: str, layouts: Sequence[str]) -> Samples:
     """A split of the data in `data_dir`, which is laid out as `dataset` says, or as the first of `layouts`.
 
     Raises UserError where it is missing or empty, or laid out otherwise.
@@ -201,8 +204,13 @@ def _open_depth_folders(root: Path, split: str) -> Annotated:
     return Annotated(_folder_pairs(root, split, ('depth', 'depths')), {})
 
 
-LAYOUTS: dict[str, Callable[[Path, str], Annotated]] = dict(
-    voc=_open_voc, ade20k=_open_ade20k, folders=_open_folders, depth_folders=_open_depth_folders)
+def _open_nyu(root: Path, split: str) -> Samples:
+    from timm_rs.data.nyu import open_nyu  # which builds upon what is here
+    return open_nyu(root, split)
+
+
+LAYOUTS: dict[str, Callable[[Path, str], Samples]] = dict(
+    voc=_open_voc, ade20k=_open_ade20k, folders=_open_folders, depth_folders=_open_depth_folders, nyu=_open_nyu)
 
 
 def _folder_pairs(root: Path, split: str, kinds: Sequence[str]) -> list[tuple[Path, Path]]:

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from timm_rs.data.annotated import Annotated, open_annotated
+from timm_rs.data.annotated import open_annotated
 from timm_rs.data.identity import check_same_classes
 from timm_rs.data.minival import MINIVAL, TRAIN_MINIVAL
+from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
 from timm_rs.models.dense_network import create_dense_network
 from timm_rs.recipe.knobs import Recipe, knob
@@ -69,18 +70,17 @@ class DenseTask(Task):
 
     def create_datasets(
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
-    ) -> tuple[Annotated | None, Annotated | None, int | None]:
+    ) -> tuple[Samples | None, Samples | None, int | None]:
         """Images and their annotations. Raises UserError where data is missing or both splits have an image."""
         if {recipe.train_split, recipe.val_split} & {MINIVAL, TRAIN_MINIVAL}:
             raise UserError(f'minival is drawn by classes of images, which task {self.name} does not have: name splits '
                             'of the data')
         train = open_annotated(recipe, recipe.train_split, self.layouts) if need_training else None
         validation = open_annotated(recipe, recipe.val_split, self.layouts) if recipe.val_split else None
-        if train and validation and (both := {image for image, _ in train.pairs} & {
-                image for image, _ in validation.pairs}):
+        if both := _names(train) & _names(validation):
             raise UserError(f'{len(both)} images are in both splits, {recipe.train_split} and {recipe.val_split}, such '
-                            f'as {min(map(str, both))}: take them out of the list for training')
-        for split in filter(None, (train, validation)):
+                            f'as {min(both)}: take them out of the list for training')
+        for split in (found for found in (train, validation) if found is not None):
             check_same_classes(known or {}, split.classes, source)
         return train, validation, None
 
@@ -117,18 +117,23 @@ class DenseTask(Task):
                 sorted(weights.keys() - own))
 
 
-def at_own_size(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _names(samples: Samples | None) -> set[str]:
+    return set() if samples is None else {samples.name(index) for index in range(len(samples))}
+
+
+def at_own_size(outputs: torch.Tensor, targets: torch.Tensor, band: slice = slice(None)) -> torch.Tensor:
     """What a network says of images (N, C, H, W), at the sizes of their targets (N, h, w): (N, C, h, w) float32.
 
-    Of both, images are at the top left. Bilinear as `interpolate` is, each image by its own factor, which is why it is
-    two matrix products: all shapes stay the same from batch to batch, as XLA needs them.
+    Of the h rows only a `band`, where all would take much memory. Of both, images are at the top left. Bilinear as
+    `interpolate` is, each image by its own factor, which is why it is two matrix products: all shapes stay the same
+    from batch to batch, as XLA needs them.
     """
     inside = targets != OUTSIDE
     sizes = inside.any(2).sum(1).clamp(min=1), inside.any(1).sum(1).clamp(min=1)
     smaller = fitted(*sizes, (outputs.shape[2], outputs.shape[3]))
     rows, columns = (_weights(large, small, most, outputs.shape[2 + side]) for side, (large, small, most) in enumerate(
         zip(sizes, smaller, targets.shape[1:], strict=True)))
-    return rows[:, None] @ outputs.float() @ columns[:, None].mT
+    return rows[:, None, band] @ outputs.float() @ columns[:, None].mT
 
 
 def _weights(large: torch.Tensor, small: torch.Tensor, num_large: int, num_small: int) -> torch.Tensor:

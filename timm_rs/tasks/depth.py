@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from timm_rs.data.annotated import Annotated, read_depth
+from timm_rs.data.annotated import read_depth
+from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe, knob
@@ -27,7 +28,7 @@ class Depth(DenseTask):
         Metric('loss', 'log error', False))
     blank = void = 0.0
     hub = ('depth-estimation', 'Depth Estimation')
-    layouts = ('depth_folders',)
+    layouts = ('nyu', 'depth_folders')
 
     @dataclass
     class Knobs(DenseTask.Knobs):
@@ -49,7 +50,7 @@ class Depth(DenseTask):
 
     def create_datasets(
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
-    ) -> tuple[Annotated | None, Annotated | None, int | None]:
+    ) -> tuple[Samples | None, Samples | None, int | None]:
         if recipe.num_classes not in (None, 1):
             raise UserError(f'num_classes is {recipe.num_classes}, and depth is one number: leave it out')
         return *super().create_datasets(recipe, need_training, known, source)[:2], 1

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from timm_rs.data.annotated import VOID, Annotated, check_masks, read_mask
+from timm_rs.data.annotated import VOID, check_masks, read_mask
+from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.dense import DenseTask, at_own_size, check_counted, mean_per_image
 from timm_rs.tasks.task import Metric
+
+LARGEST = 1 << 26  # numbers that the answers of a batch may be at the labels' size, at once
 
 
 class Segmentation(DenseTask):
@@ -27,7 +30,7 @@ class Segmentation(DenseTask):
 
     def create_datasets(
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
-    ) -> tuple[Annotated | None, Annotated | None, int | None]:
+    ) -> tuple[Samples | None, Samples | None, int | None]:
         """With masks looked into: raises UserError where training would learn nothing from them."""
         train, validation, _ = super().create_datasets(recipe, need_training, known, source)
         classes = next((split.classes for split in (train, validation) if split is not None), {})
@@ -76,15 +79,19 @@ class MeanIoU:
 
     def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
         num_classes = logits.shape[1]
-        logits = at_own_size(logits, targets)
         counts, labels = _labels(targets, num_classes)
         if self.matrix is None:
             self.matrix = self.device.put(torch.zeros(num_classes ** 2, dtype=torch.int64))
-        pairs = labels * num_classes + logits.argmax(1)  # those that do not count add 0 somewhere
-        self.matrix.scatter_add_(0, pairs.flatten(), counts.flatten().long())
+        losses = []
+        height = max(1, LARGEST // (targets[:, 0].numel() * num_classes))
+        for begin in range(0, targets.shape[1], height):
+            band = slice(begin, begin + height)
+            answers = at_own_size(logits, targets, band)
+            pairs = labels[:, band] * num_classes + answers.argmax(1)
+            self.matrix.scatter_add_(0, pairs.flatten(), counts[:, band].flatten().long())  # others add 0 somewhere
+            losses.append(F.cross_entropy(answers, labels[:, band], reduction='none'))
         self.totals += torch.stack([
-            mean_per_image(F.cross_entropy(logits, labels, reduction='none'), counts).sum(),
-            counts.any(2).any(1).sum()])
+            mean_per_image(torch.cat(losses, 1), counts).sum(), counts.any(2).any(1).sum()])
 
     def compute(self) -> dict[str, float]:
         loss, num_samples = self.device.to_cpu(self.device.sum(self.totals)).tolist()
