@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from annotated_trees import save_mask, write_depth, write_voc
-from conftest import ROOT, TINY, assert_equal
+from conftest import ROOT, TINY, assert_equal, failure, load_tool
 from PIL import Image
 
 ARGUMENTS = [*TINY, '--pyramid-channels', '8', '--head-convs', '1', '--scale-jitter', '0.5', '2.0', '--colour', '0.2',
@@ -122,3 +122,18 @@ def test_bad_annotations_are_named_and_training_goes_on(run, tmp_path):
     assert 'no such file' in reasons['train_001.jpg'] and 'is one of them turned?' in reasons['val_000.jpg']
     refused = run(*arguments, '--max-bad-samples', '2')
     assert refused.code == 2 and '3 images are bad, more than the 2 allowed' in refused.err
+
+
+def test_a_run_draws_pictures_and_is_refused_where_classes_of_images_are_wanted(run, task, tmp_path, capsys):
+    assert run(*ARGUMENTS, *task, '--epochs', '1', '--experiment', 'a').code == 0
+    folder, photo = tmp_path / 'runs/a', tmp_path / 'photo.png'
+    Image.new('RGB', (50, 30), (200, 20, 20)).save(photo)
+    load_tool('predict').main([str(folder), str(photo), '--pictures', str(tmp_path / 'drawn')])
+    assert capsys.readouterr().out.endswith(f': {tmp_path}/drawn/photo.png\n')
+    assert Image.open(tmp_path / 'drawn/photo.png').size == (50, 30)
+    words = 'for networks that say something of a whole image'
+    for name, argv in (('export', (folder, '--format', 'onnx', '--output', tmp_path / 'a.onnx')),
+                       ('push_to_hub', (folder, '--repo-id', 'a/b', '--dry-run')),
+                       ('pseudo_label', ('label', photo.parent, tmp_path / 'labels', '--teacher', folder))):
+        assert words in failure(load_tool(name), capsys, *argv), name
+    assert '--csv is for classes' in failure(load_tool('predict'), capsys, folder, photo, '--csv', tmp_path / 'x.csv')

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -30,7 +32,8 @@ class DenseTask(Task):
     Weights to start from are those of the backbone, as a classifier or another such task left them.
     """
 
-    starts_with_classes = False
+    starts_with_classes, is_of_pixels = False, True
+    opacity: ClassVar[float]  # of what `draw` draws, over the image
     layouts: ClassVar[tuple[str, ...]]  # of the data, the first being the usual one
     void: ClassVar[float]  # what a target has where nothing is known
 
@@ -106,6 +109,10 @@ class DenseTask(Task):
         return create_dense_network(
             num_classes=num_classes or 1, decoder=self.knobs.decoder, channels=self.knobs.pyramid_channels,
             head_convs=self.knobs.head_convs, **arguments)
+
+    def draw(self, outputs: torch.Tensor, names: list[str] | None) -> tuple[npt.NDArray[np.uint8], str]:
+        """Colours (H, W, 3) for what the network says of one image, (outputs, H, W), and that in words."""
+        raise NotImplementedError
 
     def initial(self, model: nn.Module, weights: dict[str, torch.Tensor]
                 ) -> tuple[nn.Module, dict[str, torch.Tensor], list[str]]:

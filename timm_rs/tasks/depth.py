@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from matplotlib import colormaps
 
 from timm_rs.data.annotated import read_depth
 from timm_rs.data.samples import Samples
@@ -28,6 +31,7 @@ class Depth(DenseTask):
         Metric('loss', 'log error', False))
     blank = void = 0.0
     hub = ('depth-estimation', 'Depth Estimation')
+    opacity = 1.0
     layouts = ('nyu', 'depth_folders')
 
     @dataclass
@@ -66,6 +70,14 @@ class Depth(DenseTask):
 
     def evaluator(self, device: Device) -> 'DepthErrors':
         return DepthErrors(device, self.knobs, self.metrics[0].name)
+
+    def draw(self, outputs: torch.Tensor, names: list[str] | None) -> tuple[npt.NDArray[np.uint8], str]:
+        """From red, the nearest of the image, to blue; and from where to where it goes."""
+        metres = outputs[0].exp().clamp(self.knobs.min_depth, self.knobs.max_depth).numpy()
+        near, middle, far = np.quantile(metres, [0.02, 0.5, 0.98])
+        share = np.clip((far - metres) / max(far - near, 1e-6), 0, 1)
+        words = f'{near:.2f} to {far:.2f} m, {middle:.2f} m in the middle'
+        return colormaps['turbo'](share, bytes=True)[..., :3], words
 
     def usage(self, num_outputs: int) -> list[str]:
         return ['    metres = model(transform(image).unsqueeze(0)).exp()  # of every pixel']

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -26,6 +28,7 @@ class Segmentation(DenseTask):
     blank = VOID
     void = VOID
     hub = ('image-segmentation', 'Image Segmentation')
+    opacity = 0.6
     layouts = ('voc', 'ade20k', 'folders')
 
     def create_datasets(
@@ -62,8 +65,22 @@ class Segmentation(DenseTask):
     def evaluator(self, device: Device) -> 'MeanIoU':
         return MeanIoU(device, self.metrics[0].name)
 
+    def draw(self, outputs: torch.Tensor, names: list[str] | None) -> tuple[npt.NDArray[np.uint8], str]:
+        """The classes in VOC's colours, and how much of the image each has."""
+        said = outputs.argmax(0).numpy()
+        shares = np.bincount(said.ravel(), minlength=len(outputs)) / said.size
+        words = ', '.join(f'{names[label] if names else f"class {label}"} {100 * shares[label]:.1f} %'
+                          for label in np.argsort(-shares, kind='stable') if shares[label])
+        return voc_colours(len(outputs))[said], words
+
     def usage(self, num_outputs: int) -> list[str]:
         return ['    classes = model(transform(image).unsqueeze(0)).argmax(dim=1)  # of every pixel']
+
+
+def voc_colours(num_classes: int) -> npt.NDArray[np.uint8]:
+    """(num_classes, 3): the palette of VOC's masks, in which the bits of a label are spread over the colours."""
+    labels = np.arange(num_classes)[:, None]
+    return np.uint8(sum((labels >> 3 * bit + np.arange(3) & 1) << 7 - bit for bit in range(3)))
 
 
 class MeanIoU:
