@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import flag
 from timm_rs.recipe.knobs import Recipe, nearest
-from timm_rs.transforms.decode import FORMATS, BadImage, open_with_pillow, pillow_deciding
+from timm_rs.transforms.decode import FORMATS, BadImage, open_picture, open_with_pillow, pillow_deciding
+from timm_rs.transforms.joint import check_same_size
 
 VOID = 255  # in masks
 # How recipes write layouts: timm's train.py refuses such a dataset, and would else learn to tell its folders apart.
@@ -39,11 +41,13 @@ class Annotation(NamedTuple):
 
 
 class Annotated(Samples):
-    """Images and their annotations: pairs of paths."""
+    """Images and their annotations: pairs of paths. Masks, unless these are of `depths`."""
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], classes: dict[Any, int], first_is_void: bool = False):
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], classes: dict[Any, int], first_is_void: bool = False,
+                 depths: bool = False):
         """With `first_is_void`, label 0 is void and 1 the first class."""
         self.pairs, self.classes, self.first_is_void = pairs, classes, first_is_void
+        self.decode = read_depth if depths else partial(read_mask, num_classes=len(classes) or VOID)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -136,6 +140,21 @@ def check_masks(samples: Samples, num_classes: int) -> None:
                         f'from 0 on in the order of classes.txt')
 
 
+def annotation_problem(samples: Samples, index: int) -> str | None:
+    """What is wrong with the annotation of image `index`, which itself is good; None where there is nothing.
+
+    Size and numbers are looked at. Samples without annotations have nothing wrong with them.
+    """
+    if not (decode := getattr(samples, 'decode', None)):
+        return None
+    source, annotation = samples.read(index)
+    try:
+        check_same_size(open_picture(source), decode(annotation))
+    except BadImage as error:
+        return str(error)
+    return None
+
+
 # ---- where the files are ----------------------------------------------------------------------------------------
 
 def open_annotated(recipe: Recipe, split: str, layouts: Sequence[str]) -> Samples:
@@ -147,9 +166,20 @@ def open_annotated(recipe: Recipe, split: str, layouts: Sequence[str]) -> Sample
     if layout not in layouts:
         raise UserError(f'dataset {recipe.dataset} is no layout of this task: take {", ".join(layouts)}.'
                         f'{nearest(layout, layouts)}')
-    if not recipe.data_dir:
+    return open_layout(layout, recipe.data_dir, split)
+
+
+def layout_of(dataset: str) -> str:
+    """The layout that a recipe's `dataset` names, if it is one; else nothing."""
+    layout = dataset.removeprefix(PREFIX)
+    return layout if layout in LAYOUTS else ''
+
+
+def open_layout(layout: str, data_dir: str | None, split: str) -> Samples:
+    """A split of the data in `data_dir`. Raises UserError as `open_annotated`."""
+    if not data_dir:
         raise UserError(f'no data: give --data-dir FOLDER with the tree of {layout}')
-    root = Path(recipe.data_dir)
+    root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f'data folder {root} does not exist')
     try:
@@ -201,7 +231,7 @@ def _open_folders(root: Path, split: str) -> Annotated:
 
 
 def _open_depth_folders(root: Path, split: str) -> Annotated:
-    return Annotated(_folder_pairs(root, split, ('depth', 'depths')), {})
+    return Annotated(_folder_pairs(root, split, ('depth', 'depths')), {}, depths=True)
 
 
 def _open_nyu(root: Path, split: str) -> Samples:

@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 
 from timm_rs.containers.hdf5 import open_hdf5
-from timm_rs.data.annotated import Annotation
+from timm_rs.data.annotated import Annotation, read_depth
 from timm_rs.data.datasets import VALIDATION_NAMES
 from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError, blaming
@@ -25,6 +25,7 @@ class NyuSamples(Samples):
     def __init__(self, path: Path, indices: list[int]):
         self.path, self.indices, self.classes = path, indices, {}
         self.opened_by, self.stack = 0, ExitStack()
+        self.decode = read_depth
         self.datasets: dict[str, Any] = {}
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from timm_rs.transforms.create import Transform
-from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, Pixels, open_picture, resize
+from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Pixels, open_picture, resize
 
 OUTSIDE = -1  # in targets, where there is no image
 
@@ -20,6 +20,14 @@ def fitted(height: torch.Tensor, width: torch.Tensor, size: tuple[int, int]) -> 
     bottom, right = size
     return (((2 * height * right + width) // (2 * width)).clamp(1, bottom),
             ((2 * width * bottom + height) // (2 * height)).clamp(1, right))
+
+
+def check_same_size(picture: Picture, target: torch.Tensor) -> None:
+    """Raise BadImage unless `target` (H, W) has the size of the image."""
+    here, there = (picture.width, picture.height), tuple(target.shape[::-1])
+    if here != there:
+        hint = ': is one of them turned?' if here == there[::-1] else ''
+        raise BadImage(f'it has {here[0]} x {here[1]} pixels, and its labels {there[0]} x {there[1]}{hint}')
 
 
 class JointTransform(Transform):
@@ -58,10 +66,7 @@ class JointTransform(Transform):
     def with_target(self, source: bytes | Image.Image, target: torch.Tensor, seed: int) -> tuple[Pixels, torch.Tensor]:
         with self.limits.in_time():
             picture = open_picture(source, self.mode, self.limits)
-            here, there = (picture.width, picture.height), tuple(target.shape[::-1])
-            if here != there:
-                hint = ': is one of them turned?' if here == there[::-1] else ''
-                raise BadImage(f'it has {here[0]} x {here[1]} pixels, and its labels {there[0]} x {there[1]}{hint}')
+            check_same_size(picture, target)
             if self.augment is None:
                 return self(source, seed), self._framed(target)
             # Only the CPU's generator: the GPU's is of the training loop.
