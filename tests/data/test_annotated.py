@@ -54,6 +54,14 @@ def test_voc_has_lists_of_any_name_classes_of_ones_own_and_masks_of_sbd(voc):
     assert len(opened(voc, 'validation')) == 2  # as recipes call it
 
 
+def test_the_longest_side_is_that_of_the_labels_that_can_be_opened(voc):
+    assert opened(voc, 'train').longest_side() == 48
+    save_mask(np.zeros((3, 99), np.uint8), voc / 'SegmentationClass/train_001.png')
+    (voc / 'SegmentationClass/train_002.png').write_bytes(b'')
+    (voc / 'SegmentationClass/train_003.png').unlink()
+    assert opened(voc, 'train').longest_side() == 99
+
+
 def write_folders(root, images, annotations):
     for split, folder in (('training', 'training'), ('validation', 'validation')):
         for kind in (images, annotations):

@@ -83,7 +83,7 @@ def test_what_was_not_measured_or_is_too_far_counts_nowhere():
 @pytest.mark.parametrize(('knobs', 'words'), [
     (dict(min_depth=3.0, max_depth=2.0), 'no depth is between'),
     (dict(eval_crop='eigen', eval_at='network'), 'eval_crop eigen'),
-    (dict(eval_crop='eigen', label_size=512), 'give eval_at label and label_size 640')])
+    (dict(eval_crop='eigen', label_size=512), 'give eval_at label, and no label_size')])
 def test_what_cannot_be_is_refused(knobs, words):
     with pytest.raises(UserError, match=words):
         create_task(Recipe(task='depth', img_size=64, task_knobs=dict(depth=knobs)))

@@ -107,6 +107,17 @@ def test_a_number_at_the_networks_size_is_named_so():
     assert create_task(Recipe(**at, eval_metric='loss')).best_by.name == 'loss'
 
 
+@pytest.mark.parametrize(('knobs', 'side'), [({}, 48), (dict(label_size=60), 60), (dict(eval_at='network'), 32)])
+def test_targets_of_evaluation_are_as_large_as_labels_need(tmp_path, knobs, side):
+    recipe = Recipe(task='segmentation', data_dir=str(write_voc(tmp_path / 'voc', 2, 2)), img_size=32,
+                    task_knobs=dict(segmentation=knobs))
+    task = create_task(recipe)
+    task.create_datasets(recipe)
+    config = dict(input_size=(3, 32, 32), mean=(0.5,) * 3)
+    assert task.create_transform(recipe, config, is_training=False).blank().shape == (side, side)
+    assert task.create_transform(recipe, config, is_training=True).blank().shape == (32, 32)
+
+
 @pytest.mark.parametrize(('change', 'words'), [
     (lambda root: dict(num_classes=5), 'num_classes is 5, but the data has 3 classes'),
     (lambda root: dict(train_split='val'), '5 images are in both splits, val and validation, such as .*val_000.jpg'),

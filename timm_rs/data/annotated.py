@@ -1,5 +1,6 @@
 """Images with something known of each of their pixels: VOC's tree, ADE20k's, folders; what their files mean."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from timm_rs.data.bad_samples import READ_ERRORS, why_unreadable
 from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES
@@ -63,6 +65,14 @@ class Annotated(Samples):
 
     def name(self, index: int) -> str:
         return str(self.pairs[index][0])
+
+    def longest_side(self) -> int:
+        """Of all annotations that can be opened, in pixels, without decoding any."""
+        sides = [1]
+        for _, path in self.pairs:
+            with contextlib.suppress(*READ_ERRORS), Image.open(path) as image:
+                sides.append(max(image.size))
+        return max(sides)
 
 
 # ---- what is in an annotation -----------------------------------------------------------------------------------

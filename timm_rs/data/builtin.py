@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from timm_rs.data.scenes import COUNTS, write_scenes
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import flag
 
@@ -67,16 +68,42 @@ def is_builtin(name: str, data_dir: str | None) -> bool:
 
 
 def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
-    """Write images as train/CLASS/*.png and validation/CLASS/*.png, and give the folder.
+    """Write images as train/CLASS/*.png and validation/CLASS/*.png, or scenes as VOC's tree, and give the folder.
 
     Args:
         name: `digits`, `fashion-mnist`, or such a name with a number, `digits-10`: only so many images of each class
-            are in train/, drawn with `seed`, and all others of the training images without a class in pool/.
+            are in train/, drawn with `seed`, and all others of the training images without a class in pool/. `scenes`
+            are digits on photos with masks.
         folder: where; data/NAME when None. A complete folder is left alone, an incomplete one is written anew.
 
     Raises UserError when the folder cannot be written, and as the loaders above do.
     """
     folder = folder or folder_of(name)
+    write: Callable[[Path], None]
+    if name == 'scenes':
+        num_files, write = sum(COUNTS.values()), lambda temporary: write_scenes(temporary, *load_digits())
+    else:
+        num_files, write = _in_classes(name, seed)
+    if sum(1 for _ in folder.rglob('*.png')) == num_files:
+        return folder
+    temporary = folder.with_name(f'.{folder.name}.tmp')
+    try:
+        for path in (folder, temporary):
+            if path.exists():
+                shutil.rmtree(path)
+        write(temporary)
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f'{name} cannot be written to {folder}: {error.strerror or error}; give another folder '
+                        f'of images with {flag("data_dir")}') from error
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary)
+    return folder
+
+
+def _in_classes(name: str, seed: int) -> tuple[int, Callable[[Path], None]]:
+    """How many images of classes `name` stands for, and what writes them."""
     source, _, number = name.rpartition('-') if name[-1].isdigit() else (name, '', '')
     images = SOURCES[source]()
     in_pool = ~images.is_validation if number else np.zeros(len(images.labels), bool)
@@ -88,22 +115,10 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     paths = [Path('pool', f'{index:05}.png') if in_pool[index] else
              Path('validation' if images.is_validation[index] else 'train', str(label), f'{index:04}.png')
              for index, label in enumerate(images.labels)]
-    if sum(1 for _ in folder.rglob('*.png')) == len(paths):
-        return folder
-    temporary = folder.with_name(f'.{folder.name}.tmp')
-    try:
-        for path in (folder, temporary):
-            if path.exists():
-                shutil.rmtree(path)
+
+    def write(folder: Path) -> None:
         for parent in {path.parent for path in paths}:
-            (temporary / parent).mkdir(parents=True)
+            (folder / parent).mkdir(parents=True)
         for pixels, path in zip(images.pixels, paths, strict=True):
-            Image.fromarray(pixels).save(temporary / path)
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(f'{name} cannot be written to {folder}: {error.strerror or error}; give another folder '
-                        f'of images with {flag("data_dir")}') from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary)
-    return folder
+            Image.fromarray(pixels).save(folder / path)
+    return len(paths), write

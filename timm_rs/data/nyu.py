@@ -22,10 +22,11 @@ SPLITS = 'splits.mat'
 class NyuSamples(Samples):
     """Images and depths in metres, at `indices` (from 0) of the file."""
 
-    def __init__(self, path: Path, indices: list[int]):
+    def __init__(self, path: Path, indices: list[int], size: tuple[int, ...]):
+        """`size` is the height and width of an image, in either order."""
         self.path, self.indices, self.classes = path, indices, {}
         self.opened_by, self.stack = 0, ExitStack()
-        self.decode = read_depth
+        self.decode, self.size = read_depth, size
         self.datasets: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -41,6 +42,9 @@ class NyuSamples(Samples):
 
     def name(self, index: int) -> str:
         return f'{self.path}/{self.indices[index] + 1}'
+
+    def longest_side(self) -> int:
+        return max(self.size)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | dict(opened_by=0, datasets={}, stack=ExitStack())
@@ -65,4 +69,4 @@ def open_nyu(root: Path, split: str) -> NyuSamples:
     if len(shapes) < 2 or len(shapes[0]) != 4 or shapes[1] != (shapes[0][0], *shapes[0][2:]) or not (
             0 <= min(indices) <= max(indices) < shapes[0][0]):
         raise UserError(f'{path} is not the one that {root / SPLITS} is of: images {shapes[:1]}, depths {shapes[1:]}')
-    return NyuSamples(path, indices)
+    return NyuSamples(path, indices, shapes[0][2:])

@@ -51,13 +51,14 @@ class DenseTask(Task):
         eval_at: str = knob(
             'label', 'what is compared: labels at their own size, or at the network\'s, which is another number',
             choices=('label', 'network'))
-        label_size: int = knob(512, 'longest side of labels that are compared at their own size, in pixels', low=1,
-                               high=16384)
+        label_size: int = knob(0, 'longest side of labels that are compared at their own size, in pixels; 0: as long '
+                               'as they are', low=0, high=16384)
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
         if wrong := [name for name in NOT_HERE if getattr(recipe, name) not in (getattr(Recipe(), name), 0, None)]:
             raise UserError(f'{", ".join(wrong)} would change nothing in task {self.name}: leave it out')
+        self.longest_side = 0  # of the labels for validation, once they are known
         low, high = self.knobs.scale_jitter
         if low > high:
             raise UserError(f'scale_jitter must be a range, got {low} and {high}')
@@ -79,19 +80,22 @@ class DenseTask(Task):
             raise UserError(f'minival is drawn by classes of images, which task {self.name} does not have: name splits '
                             'of the data')
         train = open_annotated(recipe, recipe.train_split, self.layouts) if need_training else None
-        validation = open_annotated(recipe, recipe.val_split, self.layouts) if recipe.val_split else None
+        validation: Any = open_annotated(recipe, recipe.val_split, self.layouts) if recipe.val_split else None
         if both := _names(train) & _names(validation):
             raise UserError(f'{len(both)} images are in both splits, {recipe.train_split} and {recipe.val_split}, such '
                             f'as {min(both)}: take them out of the list for training')
         for split in (found for found in (train, validation) if found is not None):
             check_same_classes(known or {}, split.classes, source)
+        if validation is not None and self.knobs.eval_at == 'label' and not self.knobs.label_size:
+            self.longest_side = validation.longest_side()
         return train, validation, None
 
     def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> JointTransform:
         size = data_config['input_size'][-2:]
         fill = tuple(round(255 * mean) for mean in data_config['mean'])
+        canvas = self.knobs.label_size or self.longest_side or max(size)
         transform = JointTransform(
-            recipe.image_mode, size, fill, self.void, self.knobs.label_size if self.knobs.eval_at == 'label' else None,
+            recipe.image_mode, size, fill, self.void, canvas if self.knobs.eval_at == 'label' else None,
             create_limits(recipe))
         if not is_training:
             return transform

@@ -36,8 +36,6 @@ class Depth(DenseTask):
 
     @dataclass
     class Knobs(DenseTask.Knobs):
-        label_size: int = knob(640, 'longest side of depth maps that are compared at their own size, in pixels', low=1,
-                               high=16384)
         min_depth: float = knob(0.001, 'what is nearer does not count; metres', above=0)
         max_depth: float = knob(10.0, 'what is further away does not count; metres', above=0)
         eval_crop: str = knob(
@@ -49,8 +47,9 @@ class Depth(DenseTask):
         if self.knobs.min_depth >= self.knobs.max_depth:
             raise UserError(f'no depth is between min_depth {self.knobs.min_depth} and max_depth '
                             f'{self.knobs.max_depth}')
-        if self.knobs.eval_crop == 'eigen' and (self.knobs.eval_at != 'label' or self.knobs.label_size < EIGEN_SIZE[1]):
-            raise UserError('eval_crop eigen is a part of 640 x 480 pixels: give eval_at label and label_size 640')
+        if self.knobs.eval_crop == 'eigen' and (
+                self.knobs.eval_at != 'label' or 0 < self.knobs.label_size < EIGEN_SIZE[1]):
+            raise UserError('eval_crop eigen is a part of 640 x 480 pixels: give eval_at label, and no label_size')
 
     def create_datasets(
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''

@@ -14,6 +14,7 @@ from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.models import clean_state_dict
 
 from timm_rs.containers.weights import check_weights, check_weights_in
+from timm_rs.data.annotated import layout_of
 from timm_rs.data.builtin import write_builtin
 from timm_rs.data.listing import some, summary
 from timm_rs.data.loader import create_train_loader
@@ -90,7 +91,7 @@ def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool =
     """
     if recipe.channels:  # before the model is built and timm adapts mean and std to them, with lines of its own
         check_mode(recipe.image_mode, recipe.channels)
-    if recipe.builtin_data and not recipe.data_dir and not recipe.dataset:
+    if recipe.builtin_data and not recipe.data_dir and (not recipe.dataset or layout_of(recipe.dataset)):
         folder = device.on_primary(lambda: write_builtin(recipe.builtin_data))
         recipe = dataclasses.replace(recipe, data_dir=str(folder))
     train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training, known, source)
