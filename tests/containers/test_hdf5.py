@@ -1,13 +1,12 @@
-"""HDF5 files that reach out of themselves or were made to fill memory; needs h5py (pip install -e ".[convert]")."""
+"""HDF5 files that reach out of themselves or were made to fill memory."""
 
+import h5py
 import numpy as np
 import pytest
 
 from timm_rs.containers.archives import SLACK
 from timm_rs.containers.hdf5 import open_hdf5
 from timm_rs.errors import UserError
-
-h5py = pytest.importorskip('h5py')
 
 
 def external_storage(file, folder):

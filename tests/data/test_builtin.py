@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_rs.data import builtin
+from timm_rs.data import builtin, scenes
+from timm_rs.data.annotated import open_annotated
 from timm_rs.data.builtin import write_builtin
 from timm_rs.errors import UserError
+from timm_rs.recipe.knobs import Recipe
 
 
 def test_digits_are_the_real_ones_in_a_fixed_split(tmp_path):
@@ -92,3 +94,26 @@ def test_few_labels_are_drawn_by_the_seed_and_all_other_images_are_the_pool(tmp_
     assert not few & pool and len(pool) == 1437 - 100 and len(validation) == 360 and few | pool | validation == set(
         range(1797))
     assert not [path for path in (tmp_path / '0/pool').iterdir() if path.is_dir()]
+
+
+def test_scenes_are_a_tree_of_voc_whose_splits_share_no_digit(tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_rs.data.scenes.COUNTS', dict(train=12, val=6))
+    monkeypatch.setitem(builtin.MADE, 'scenes', (builtin.MADE['scenes'][0], 18, '.png'))
+    drawn, draw = [], scenes._draw
+
+    def noting(scene, mask, digit, label, rng):
+        drawn.append(digit.tobytes())
+        draw(scene, mask, digit, label, rng)
+    monkeypatch.setattr(scenes, '_draw', noting)
+    folder = write_builtin('scenes', tmp_path / 'scenes')
+    stamp = folder.stat().st_mtime_ns
+    assert write_builtin('scenes', folder).stat().st_mtime_ns == stamp
+    digits = builtin.load_digits()
+    held_out = {pixels.tobytes() for pixels in digits.pixels[digits.is_validation]}
+    of_validation = [pixels in held_out for pixels in drawn]
+    first = of_validation.index(True)
+    assert all(of_validation[first:]) and not any(of_validation[:first]) and 6 <= len(drawn) - first <= 12
+    masks = [np.array(Image.open(path)) for path in sorted(folder.glob('SegmentationClass/*.png'))]
+    assert len(masks) == 18 and {*np.unique(masks)} == {0, 1, 2, 3, 255}
+    recipe = Recipe(data_dir=str(folder))
+    assert [len(open_annotated(recipe, split, ['voc'])) for split in ('train', 'val')] == [12, 6]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from annotated_trees import write_depth, write_voc
 from conftest import ROOT, write_images, write_pseudo
 from test_resume import assert_same_run
 
@@ -185,3 +186,16 @@ def test_metrics_are_shown_at_the_end_and_the_cache_has_its_folder(data, tmp_pat
     assert ended.returncode == 0, ended.stderr
     assert 'graphs compiled' in ended.stdout and 'operations on the host: none' in ended.stdout
     assert any(path.is_file() for path in cache.rglob('*'))
+
+
+@pytest.mark.parametrize(('name', 'layout', 'write'), [
+    ('segmentation', 'voc', write_voc), ('depth', 'depth_folders', write_depth)])
+def test_tasks_with_an_answer_for_every_pixel_compile_once(tmp_path, name, layout, write):
+    task = ['--task', name, '--dataset', layout, '--data-dir', write(tmp_path / 'data', num_train=28, num_val=22),
+            '--decoder', 'fused', '--pyramid-channels', '8', '--head-convs', '1', '--scale-jitter', '0.5', '2', '--amp',
+            '--amp-dtype', 'bfloat16', '--model-ema', '--clip-grad', '1', '--label-size', '64']
+    run, = train_on_xla(tmp_path, 1, step=[([*SMALL, *task, '--batch-size', '4', '--log-interval', '3', '--lr', '0.1',
+                                             '--sched-on-updates'], 0)])['step']
+    assert_static(run)
+    assert run['dtypes'] == ['torch.bfloat16']
+    assert run['losses'][-1] < run['losses'][0]

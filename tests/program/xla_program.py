@@ -74,7 +74,8 @@ class Recorded:
 
     def build_model(self, *arguments):
         model, data_config = BUILD_MODEL(*arguments)
-        block = model.get_submodule(model.feature_info[-2]['module'])
+        network = getattr(model, 'backbone', model)
+        block = network.get_submodule(list(network.feature_info)[-2]['module'])
         block.register_forward_hook(lambda *call: self.dtypes.add(str(call[-1].dtype)) if model.training else None)
         return model, data_config
 

@@ -1,8 +1,11 @@
 import csv
 import tarfile
 
+import numpy as np
 import pytest
+from annotated_trees import save_mask, write_depth, write_voc
 from conftest import failure, load_tool, write_images
+from PIL import Image
 
 BAD = {'empty.jpg': 'empty file', 'text.jpg': 'not an image'}
 
@@ -121,3 +124,24 @@ def test_the_limits_of_the_run_are_the_limits_of_the_scan(tool, images, capsys):
     assert status == 1 and 'pixels, more than the 399 allowed' in lines[0] and lines[-1] == '6 images, 6 bad'
     status, _, err = scan(tool, capsys, *arguments, 0)
     assert status == 2 and 'max_image_pixels must be between 1 and' in err
+
+
+def test_masks_are_scanned_with_their_images(tool, tmp_path, capsys):
+    root = write_voc(tmp_path / 'voc', num_train=4, num_val=2)
+    assert scan(tool, capsys, root, '--dataset', 'torch/timm_rs/voc', '--workers', '0')[:2] == (
+        0, ['6 images, 0 bad'])
+    masks = root / 'SegmentationClass'
+    save_mask(np.rot90(np.array(Image.open(masks / 'train_001.png'))), masks / 'train_001.png')
+    save_mask(np.full((40, 48), 9, np.uint8), masks / 'train_002.png')
+    (masks / 'val_000.png').unlink()
+    status, lines, _ = scan(tool, capsys, root, '--dataset', 'voc', '--workers', '0')
+    assert status == 1 and lines[-1] == '6 images, 3 bad'
+    for line, words in zip(lines, ('is one of them turned?', 'has label 9', 'no such file'), strict=False):
+        assert words in line
+
+
+def test_depths_are_scanned_with_their_images(tool, tmp_path, capsys):
+    root = write_depth(tmp_path / 'd', num_train=2, num_val=1)
+    Image.fromarray(np.zeros((40, 48), np.uint16)).save(root / 'depth/train/1.png')
+    status, lines, _ = scan(tool, capsys, root, '--dataset', 'depth_folders', '--workers', '0')
+    assert status == 1 and 'was measured nowhere' in lines[0] and lines[1] == '3 images, 1 bad'

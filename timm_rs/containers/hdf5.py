@@ -1,7 +1,7 @@
 """HDF5: numbers that lie in the file itself, in the sizes that the file has room for."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ DEEPEST = 20
 
 
 @contextmanager
-def open_hdf5(path: Path, top: str = '') -> Iterator[dict[str, Any]]:
-    """The datasets of an HDF5 file by their names, below its group `top` if there is one.
+def open_hdf5(path: Path, top: str = '', only: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """The datasets of an HDF5 file by their names, below its group `top` if there is one, or `only` some of them.
 
     Raises UserError for a file that names others (external storage, virtual datasets, links other than to its own
     objects), holds anything but numbers, is compressed by anything but HDF5's own deflate or too much, nests in
@@ -24,16 +24,17 @@ def open_hdf5(path: Path, top: str = '') -> Iterator[dict[str, Any]]:
     import h5py
     with damage_as_user_error(path), h5py.File(path, 'r') as file:
         start = _node(path, file, top) if top and top in file else file
-        datasets = dict(_datasets(path, start, ''))
+        datasets = dict(_datasets(path, start, '', only=only))
         check_growth(path, sum(_size(data) for data in datasets.values()))
         yield datasets
 
 
-def _datasets(path: Path, group: Any, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _datasets(
+        path: Path, group: Any, prefix: str, depth: int = 0, only: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
     import h5py
     if depth > DEEPEST:
         raise UserError(f'{path} is refused: its groups nest deeper than {DEEPEST}, or in themselves')
-    for name in group:
+    for name in (name for name in group if not only or name in only):
         node = _node(path, group, name)
         if isinstance(node, h5py.Group):
             yield from _datasets(path, node, f'{prefix}{name}/', depth + 1)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from timm_rs.data.scenes import write_scenes
 from timm_rs.errors import UserError
 from timm_rs.files import neighbour
 from timm_rs.recipe.command_line import flag
@@ -54,9 +55,12 @@ def load_fashion_mnist() -> Images:
                   np.arange(len(labels) + len(more_labels)) >= len(labels))
 
 
-# What loads each, and how many images it has.
+# What loads images of classes, and how many they are.
 SOURCES: dict[str, tuple[Callable[[], Images], int]] = {
     'digits': (load_digits, 1797), 'fashion-mnist': (load_fashion_mnist, 70_000)}
+# What writes what is made of the digits, how many files that is, and their suffix.
+MADE: dict[str, tuple[Callable[[Path], None], int, str]] = {
+    'scenes': (lambda folder: write_scenes(folder, *load_digits()), 1000, '.png')}
 
 
 def folder_of(name: str) -> Path:
@@ -69,21 +73,45 @@ def is_builtin(name: str, data_dir: str | None) -> bool:
 
 
 def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
-    """Write images as train/CLASS/*.png and validation/CLASS/*.png, and give the folder.
+    """Write images as train/CLASS/*.png and validation/CLASS/*.png, or scenes as VOC's tree, and give the folder.
 
     Args:
         name: `digits`, `fashion-mnist`, or such a name with a number, `digits-10`: only so many images of each class
-            are in train/, drawn with `seed`, and all others of the training images without a class in pool/.
+            are in train/, drawn with `seed`, and all others of the training images without a class in pool/. `scenes`
+            are digits on photos with masks.
         folder: where; data/NAME when None. A complete folder is left alone, an incomplete one is written anew.
 
     Raises UserError when the folder cannot be written, and as the loaders above do.
     """
     folder = folder or folder_of(name)
     source, _, number = name.rpartition('-') if name[-1].isdigit() else (name, '', '')
-    load, count = SOURCES[source]
-    if _is_complete(folder, count):  # at every start of a run: nothing else need be read
+    count, suffix = MADE[source][1:] if source in MADE else (SOURCES[source][1], '.png')
+
+    def is_complete() -> bool:
+        return sum(1 for _ in folder.rglob(f'*{suffix}')) == count
+    if is_complete():  # at every start of a run: nothing else need be read
         return folder
-    images = load()
+    temporary = neighbour(folder)
+    try:
+        if source in MADE:
+            MADE[source][0](temporary)
+        else:
+            _write_images(temporary, SOURCES[source][0](), number, seed)
+        if not is_complete():  # another process may have been quicker
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+    except OSError as error:
+        if not is_complete():
+            raise UserError(f'{name} cannot be written to {folder}: {error.strerror or error}; give another folder '
+                            f'of images with {flag("data_dir")}') from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write_images(folder: Path, images: Images, number: str, seed: int) -> None:
+    """Write `images`, with a `number` only so many of each class into train/ and the rest into pool/."""
     in_pool = ~images.is_validation if number else np.zeros(len(images.labels), bool)
     if number:
         order = np.random.default_rng(seed).permutation(len(images.labels))
@@ -93,24 +121,7 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     paths = [Path('pool', f'{index:05}.png') if in_pool[index] else
              Path('validation' if images.is_validation[index] else 'train', str(label), f'{index:04}.png')
              for index, label in enumerate(images.labels)]
-    temporary = neighbour(folder)
-    try:
-        for parent in {path.parent for path in paths}:
-            (temporary / parent).mkdir(parents=True)
-        for pixels, path in zip(images.pixels, paths, strict=True):
-            Image.fromarray(pixels).save(temporary / path)
-        if not _is_complete(folder, count):  # another process may have been quicker
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-    except OSError as error:
-        if not _is_complete(folder, count):
-            raise UserError(f'{name} cannot be written to {folder}: {error.strerror or error}; give another folder '
-                            f'of images with {flag("data_dir")}') from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _is_complete(folder: Path, count: int) -> bool:
-    return sum(1 for _ in folder.rglob('*.png')) == count
+    for parent in {path.parent for path in paths}:
+        (folder / parent).mkdir(parents=True)
+    for pixels, path in zip(images.pixels, paths, strict=True):
+        Image.fromarray(pixels).save(folder / path)

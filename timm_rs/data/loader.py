@@ -34,6 +34,7 @@ class Targets(Protocol):
     def encoder(self, num_outputs: int) -> Callable[[Any], Any]: ...
     def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform: ...
     def create_mixing(self, recipe: Recipe, num_outputs: int) -> dict[str, Any] | None: ...
+    def blank_of(self, transform: Transform) -> Any: ...
 
 
 class Batches(Protocol):
@@ -80,7 +81,7 @@ class TransformedSamples(Dataset[tuple[Any, Any, list[Problem]]]):
         while index != PADDING:
             try:
                 source, label = self.samples.read(index)
-                return self.transform(source, ticket.seed), self.encode(label), problems
+                return *self.transform.with_target(source, self.encode(label), ticket.seed), problems
             except BadImage as error:
                 problems.append((self.samples.name(index), str(error)))
             except READ_ERRORS as error:
@@ -218,9 +219,10 @@ def create_train_loader(
         batches = TrainBatches(
             dataset, batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats)
     channels, height, width = data_config['input_size']
+    transform = task.create_transform(recipe, data_config, is_training=True)
     loader = Loader(
-        TransformedSamples(dataset, task.create_transform(recipe, data_config, is_training=True), encode,
-                           ((height, width, channels), task.blank), replace=True),
+        TransformedSamples(dataset, transform, encode, ((height, width, channels), task.blank_of(transform)),
+                           replace=True),
         batches, data_config, workers, device, erase, mix, dense)
     if device.is_primary:
         loader.problems = unlisted(dataset)
@@ -248,9 +250,10 @@ def create_eval_loader(
     if _takes_timm_loader(dataset, recipe.loader, device):
         return create_timm_eval_loader(dataset, recipe, data_config, encode, task.blank, workers, device)
     channels, height, width = data_config['input_size']
+    transform = task.create_transform(recipe, data_config, is_training=False)
     return Loader(
-        TransformedSamples(dataset, task.create_transform(recipe, data_config, is_training=False), encode,
-                           ((height, width, channels), task.blank), replace=False),
+        TransformedSamples(dataset, transform, encode, ((height, width, channels), task.blank_of(transform)),
+                           replace=False),
         EvalBatches(len(dataset), (recipe.validation_batch_size or recipe.batch_size) * device.num_local_devices,
                     device.rank, device.world_size, full_batches=device.is_lazy),
         data_config, workers, device)

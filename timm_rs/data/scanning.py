@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset
 
+from timm_rs.data.annotated import annotation_problem, layout_of, open_layout
 from timm_rs.data.bad_samples import Problem, problem_of, unlisted
 from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, open_split
 from timm_rs.data.samples import Samples, as_samples
@@ -42,6 +43,8 @@ def open_splits(recipe: Recipe, split: str | None) -> tuple[dict[str, Samples], 
 
 
 def open_samples(recipe: Recipe, split: str) -> Samples:
+    if layout := layout_of(recipe.dataset):
+        return open_layout(layout, recipe.data_dir, split)
     return as_samples(open_split(recipe, split, is_training=False))
 
 
@@ -73,4 +76,4 @@ class Problems(Dataset[str | None]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> str | None:
-        return problem_of(self.samples, index, limits=self.limits)
+        return problem_of(self.samples, index, limits=self.limits) or annotation_problem(self.samples, index)

@@ -14,6 +14,7 @@ from timm_rs.inference.predict import find_images, load_images
 from timm_rs.inference.source import Source, add_model_arguments, open_model
 from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.command_line import Parser
+from timm_rs.tasks import check_of_images
 
 EXAMPLE = """examples:
   python tools/export.py output/train/NAME --format onnx --output digits.onnx
@@ -51,6 +52,7 @@ def run(args: Namespace) -> None:
             raise UserError(f'--{name.replace("_", "-")} {getattr(args, name)}: give at least 1')
     source = open_model(args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights,
                         args.trust)
+    check_of_images(source.recipe.task, 'export')
     calibration, check_images, kind = choose_images(args, source)
     metadata, agreement = export_model(
         source, args.output, args.format, args.precision, args.fold_bn, args.batch_size, calibration,

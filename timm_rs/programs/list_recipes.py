@@ -34,9 +34,10 @@ def recipe_table() -> str:
         values = read_file(path)
         size = ', '.join(f'{key}={value}' for key, value in values.get('model_kwargs', {}).items())
         model = f'{values["model"]}({size})' if size else values['model']
+        px = str(values.get('img_size') or 'x'.join(map(str, values['input_size'][1:])))
         expected = entry(path, 'Expected')
         numbers = [expected.replace('; not rerun here', ''), '-'] if '(paper' in expected else ['-', expected]
-        cells = [f'`{path.relative_to(RECIPES).as_posix()}`', f'`{model}`', str(values['img_size']), *numbers,
+        cells = [f'`{path.relative_to(RECIPES).as_posix()}`', f'`{model}`', px, *numbers,
                  entry(path, 'Cost')]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""Print the most likely classes of images.
+"""Print the most likely classes of images, or draw what a network says of their pixels.
 
 Exit status: 0 when all images are good, 1 when some cannot be used (they are named), 2 when nothing can be done.
 """
@@ -14,15 +14,18 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import write_csv
 from timm_rs.inference.export import SUFFIXES, as_source, open_export
+from timm_rs.inference.pictures import draw_images
 from timm_rs.inference.predict import Prediction, find_images, predict
-from timm_rs.inference.source import add_model_arguments, open_model
+from timm_rs.inference.source import Source, add_model_arguments, open_model
 from timm_rs.recipe.command_line import Parser
+from timm_rs.tasks import find_task
 
 COLUMNS = ('image', 'rank', 'class_index', 'class_name', 'probability')
 EXAMPLE = """examples:
   python tools/predict.py output/train/NAME cat.jpg photos/ https://example.org/dog.jpg
   python tools/predict.py resnetrs_50 photos --top-k 3 --csv predictions.csv
   python tools/predict.py rs50.onnx photos
+  python tools/predict.py output/train/SEGMENTATION photos --pictures drawn
 """
 
 
@@ -32,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with all below), URLs')
     parser.add_argument('--top-k', type=int, default=5, metavar='K', help='classes per image [%(default)s]')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='also write a row per image and class there')
+    parser.add_argument('--pictures', type=Path, metavar='FOLDER', default=Path('predictions'),
+                        help='of tasks with an answer for every pixel: where they are drawn [%(default)s]')
     parser.add_argument('--batch-size', type=int, default=32, metavar='N', help='images at once [%(default)s]')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that decode [by the number of images]')
     parser.add_argument('--device', metavar='D', help='cpu or cuda [a GPU where there is one]')
@@ -59,6 +64,8 @@ def run(args: Namespace) -> int:
         source = open_model(
             args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights,
             args.trust)
+    if find_task(source.recipe.task).is_of_pixels:
+        return draw(args, source, images, device)
     workers = min(len(images) // 64, num_cores()) if args.workers is None else args.workers
     rows, num_bad = [], 0
     for prediction in predict(source, images, args.top_k, batch_size, workers, device):
@@ -74,7 +81,22 @@ def run(args: Namespace) -> int:
     return num_bad
 
 
+def draw(args: Namespace, source: Source, images: list[str], device: Device) -> int:
+    """The number of images that cannot be used; pictures of the others."""
+    if args.csv:
+        raise UserError('--csv is for classes of images; pictures of what a network says of pixels go to --pictures')
+    num_bad = 0
+    for drawn in draw_images(source, images, args.pictures, device):
+        num_bad += bool(drawn.problem)
+        say_line(f'{drawn.image}: {drawn.problem or f"{drawn.words}: {drawn.file}"}', bool(drawn.problem))
+    return num_bad
+
+
 def say(prediction: Prediction) -> None:
     classes = ', '.join(f'{found.name} {100 * found.probability:.1f} %' for found in prediction.classes)
-    line = f'{prediction.image}: {prediction.problem or classes}'.encode(errors='surrogateescape')  # not all is UTF-8
-    tqdm.write(line.decode(errors='backslashreplace'), file=sys.stderr if prediction.problem else sys.stdout)
+    say_line(f'{prediction.image}: {prediction.problem or classes}', bool(prediction.problem))
+
+
+def say_line(line: str, is_problem: bool) -> None:
+    line = line.encode(errors='surrogateescape').decode(errors='backslashreplace')  # not all is UTF-8
+    tqdm.write(line, file=sys.stderr if is_problem else sys.stdout)

@@ -9,6 +9,7 @@ from timm_rs.publish.push import push
 from timm_rs.publish.repository import check_repo_id, local_files
 from timm_rs.recipe.command_line import Parser
 from timm_rs.recipe.foreign import TRUST_HELP
+from timm_rs.tasks import check_of_images
 from timm_rs.training.trained import read_run
 
 EXAMPLE = """example:
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: Namespace) -> None:
     check_repo_id(args.repo_id)
     trained = read_run(args.source, args.weights, args.trust)
+    check_of_images(trained.recipe.task, 'publishing')
     with tempfile.TemporaryDirectory(prefix='timm_rs-') as scratch:
         folder = Path(scratch, 'model')
         architecture = write_folder(trained, folder, args.repo_id, args.license, args.dataset)

@@ -22,6 +22,7 @@ LIMITS = 'max_image_pixels', 'max_image_scans', 'max_image_seconds'  # as in tra
 EXAMPLE = """example:
   python tools/scan_dataset.py imagenet
   python tools/scan_dataset.py imagenet --split validation --workers 16 --output bad_samples.csv
+  python tools/scan_dataset.py VOCdevkit --dataset voc --split train_aug
   python tools/scan_dataset.py cache --dataset hfds/imagenet-1k --split train
 """
 
@@ -29,7 +30,8 @@ EXAMPLE = """example:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument('data_dir', metavar='D', help='dataset root: with train/ and validation/, or class folders')
-    parser.add_argument('--dataset', default='', metavar='NAME', help='as in train.py: empty for folders, or hfds/…')
+    parser.add_argument('--dataset', default='', metavar='NAME',
+                        help='as in train.py: empty for folders, or hfds/…, or voc, ade20k, … (docs/transfer.md)')
     parser.add_argument('--split', metavar='S', help='only this split [train and validation, where there are such]')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, metavar='N', help='processes [all cores]')
     parser.add_argument('--output', metavar='FILE', help='also write a CSV there: name, reason')

@@ -1,4 +1,4 @@
-"""Train, or evaluate, an image classifier from a recipe.
+"""Train, or evaluate, an image classifier, or a network for segmentation or depth, from a recipe.
 
 examples:
   python train.py --recipe train_recipes/quickstart.yaml
@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_training(recipe: Recipe, task: Task, device: Device) -> None:
     known, source = None, ''
-    if (start := recipe.initial_checkpoint) and not recipe.inflate:  # images and clips have no classes in common
+    # Images and clips have no classes in common.
+    if (start := recipe.initial_checkpoint) and task.starts_with_classes and not recipe.inflate:
         known = known_classes(read_checkpoint(start), start)
         source = f'{start} (--pretrained-path takes its weights without its classes)'
     train_set, validation_set, recipe = build_data(recipe, task, device, known=known, source=source)

@@ -24,6 +24,13 @@ def create_task(recipe: Recipe, sources: dict[str, str] | None = None) -> Task:
     return kind(recipe)
 
 
+def check_of_images(name: str, what: str) -> None:
+    """Raise UserError, which begins with `what`, for a task `name` whose networks say something of each pixel."""
+    if find_task(name).is_of_pixels:
+        raise UserError(f'{what} is for networks that say something of a whole image, and this one, of task {name}, '
+                        'says it of each pixel; tools/predict.py draws what it says')
+
+
 def find_task(name: str) -> type[Task]:
     """The task in a file of this folder, or `module:Class` for one of somebody else's.
 

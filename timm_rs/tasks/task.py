@@ -54,15 +54,19 @@ class Task:
         metrics: what evaluation gives. The first is what `model_best` is chosen by unless `eval_metric` names another.
         blank: the target of a sample that does not count, of the kind that `encoder` gives.
         hub: type and name of the task on the Hugging Face Hub.
+        is_of_pixels: whether outputs are of pixels, and not of whole images.
+        starts_with_classes: whether the classes of `initial_checkpoint` are those of the data.
         knobs: an instance of `Knobs`.
         best_by: the metric that `model_best` is chosen by.
     """
 
     name: ClassVar[str]
     Knobs: ClassVar[type | None] = None
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: tuple[Metric, ...]
     blank: ClassVar[Any]
     hub: ClassVar[tuple[str, str]]
+    is_of_pixels: ClassVar[bool] = False
+    starts_with_classes: ClassVar[bool] = True
 
     def __init__(self, recipe: Recipe):
         """Raises UserError for a recipe that asks for what this task does not have."""
@@ -103,6 +107,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def blank_of(self, transform: Transform) -> Any:
+        """`blank`, of the shape that `transform` gives targets."""
+        return self.blank
+
     def create_mixing(self, recipe: Recipe, num_outputs: int) -> dict[str, Any] | None:
         """Arguments of timm's `Mixup`, or None without. Raises UserError where the recipe wants what cannot be done."""
         if recipe.mixes_images:
@@ -114,6 +122,11 @@ class Task:
     def create_model(self, **arguments: Any) -> nn.Module:
         """The network, with `num_classes` outputs. `arguments` are those of `timm.create_model`, and so the errors."""
         return timm.create_model(**arguments)  # type: ignore[no-any-return]
+
+    def initial(self, model: nn.Module, weights: dict[str, torch.Tensor]
+                ) -> tuple[nn.Module, dict[str, torch.Tensor], list[str]]:
+        """The part of `model` that `weights` of `initial_checkpoint` are for, those that go there, names of others."""
+        return model, weights, []
 
     def to(self, device: torch.device) -> None:
         """Move what `loss` needs."""

@@ -14,8 +14,9 @@ from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.models import clean_state_dict
 
 from timm_rs.containers.weights import check_weights, check_weights_in
+from timm_rs.data.annotated import layout_of
 from timm_rs.data.builtin import write_builtin
-from timm_rs.data.listing import summary
+from timm_rs.data.listing import some, summary
 from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, blaming
@@ -90,7 +91,7 @@ def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool =
     """
     if recipe.channels:  # before the model is built and timm adapts mean and std to them, with lines of its own
         check_mode(recipe.image_mode, recipe.channels)
-    if recipe.builtin_data and not recipe.data_dir and not recipe.dataset:
+    if recipe.builtin_data and not recipe.data_dir and (not recipe.dataset or layout_of(recipe.dataset)):
         folder = device.on_primary(lambda: write_builtin(recipe.builtin_data))
         recipe = dataclasses.replace(recipe, data_dir=str(folder))
     train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training, known, source)
@@ -116,7 +117,7 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
     if recipe.inflate and not recipe.initial_checkpoint:
         raise UserError(f'inflate {recipe.inflate} is for the weights of initial_checkpoint: give that, too')
     if recipe.initial_checkpoint:
-        _load_initial(model, recipe.initial_checkpoint, recipe.inflate)
+        _load_initial(model, recipe.initial_checkpoint, recipe.inflate, task, device)
     if recipe.sync_bn and device.is_distributed:
         if device.torch_device.type == 'cpu':
             raise UserError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU')
@@ -134,8 +135,11 @@ def build_model(recipe: Recipe, device: Device, task: Task) -> tuple[Any, dict[s
     return model.to(device.torch_device, memory_format=memory_format), data_config
 
 
-def _load_initial(model: Any, path: str, rule: str) -> None:
-    """Start `model` from the checkpoint at `path`, averaged weights first, inflated by `rule` if there is one."""
+def _load_initial(model: Any, path: str, rule: str, task: Task, device: Device) -> None:
+    """Start `model`, or the part of it that the task says, from the checkpoint at `path`.
+
+    Averaged weights first; inflated by `rule` if there is one.
+    """
     content = read_checkpoint(path)
     weights, source = content.get('state_dict_ema') or content['state_dict'], describe(path, content)
     if rule:
@@ -143,7 +147,10 @@ def _load_initial(model: Any, path: str, rule: str) -> None:
             weights = inflate(clean_state_dict(weights), model, rule)
     elif isinstance(model, ResNetRS3d) and not any(value.ndim == 5 for value in weights.values()):
         raise UserError(f'{source} is of a network for images, and the model takes clips: give --inflate centre')
-    load_weights(model, weights, source)
+    part, taken, left_out = task.initial(model, clean_state_dict(weights))
+    load_weights(part, taken, source)
+    if part is not model:
+        device.say(f'{source} gives the backbone; left out: {some(left_out) or "nothing"}')
 
 
 def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:

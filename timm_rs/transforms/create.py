@@ -50,6 +50,10 @@ class Transform:
                 pixels = step(pixels, rng)
             return pixels
 
+    def with_target(self, source: bytes | Image.Image, target: Any, seed: int) -> tuple[Pixels, Any]:
+        """The pixels, and the target as it is for them."""
+        return self(source, seed), target
+
 
 def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
     """The recipe's augmentation, or its centre crop for evaluation.
