@@ -115,12 +115,12 @@ def open_shards(root: str | Path, split: str, input_key: str | None = None, targ
     root = Path(root)
     if _NOT_A_FILE.match(str(root)) or (target_key and ',' in target_key):
         return None
+    image_keys = (input_key or IMAGE_KEYS).split(';')
     if manifest_path(root, split).exists():
-        return _open_packed(root, split)
+        return _open_packed(root, split, image_keys)
     shards, label_key = _listed_shards(root, split)
     if any(_NOT_A_FILE.match(shard) or shard.endswith(COMPRESSED) for shard in shards):
         return None
-    image_keys = input_key.split(';') if input_key else IMAGE_KEYS.split(';')
     label_key = target_key or label_key
     identity = json.dumps([shards, image_keys, label_key]).encode()
     try:
@@ -135,7 +135,7 @@ def open_shards(root: str | Path, split: str, input_key: str | None = None, targ
     return ShardSamples(root, index)
 
 
-def _open_packed(root: Path, split: str) -> ShardSamples:
+def _open_packed(root: Path, split: str, image_keys: list[str]) -> ShardSamples:
     manifest = read_manifest(root, split)
     missing = manifest['settings']['num_shards'] - len(manifest['shards'])
     if missing:
@@ -149,7 +149,7 @@ def _open_packed(root: Path, split: str) -> ShardSamples:
     def fits(index: Index) -> bool:
         return index.counts.tolist() == counts and bool((index.targets < num_classes).all())
 
-    index = cached_index(root, index_path(root, split), list(manifest['shards']), IMAGE_KEYS.split(';'), '', fits,
+    index = cached_index(root, index_path(root, split), list(manifest['shards']), image_keys, '', fits,
                          by_time=False)  # a copied pack is as good, and its sizes are those of the manifest
     if not fits(index):
         raise UserError(f'{root}: the shards of {split} do not hold as many images, or other labels, than '
