@@ -81,8 +81,8 @@ def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: b
 def _check_images(model: str, mode: str, data_config: dict[str, Any]) -> None:
     """Raise UserError for a network that takes clips, or whose channels images of Pillow's `mode` do not have."""
     if 'num_frames' in data_config:
-        raise UserError(f'{model} takes clips of {data_config["num_frames"]} frames, and here are images: use a '
-                        'network for images, or a task of your own that makes clips')
+        raise UserError(f'{model} takes clips of {data_config["num_frames"]} frames, and here are images: say '
+                        '--task video where the data are videos, or use a network for images')
     check_mode(mode, data_config['input_size'][0])
 
 

@@ -8,7 +8,7 @@ Files come from strangers: only containers that hold their data themselves are o
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from timm_rs.errors import UserError
-from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Box, Limits, check_size, open_picture
+from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Box, Limits, Pixels, check_size, open_picture
 
 if TYPE_CHECKING:
     import av
 
 Clip: TypeAlias = npt.NDArray[np.uint8]  # (frames, height, width, 3)
+Prepare: TypeAlias = Callable[[Pixels], Pixels]
 
 VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.webm', '.mkv', '.avi')
 # FFmpeg's names of what those are. Playlists, which make it open other files and addresses, are not among them.
@@ -47,11 +48,11 @@ class Video(Protocol):
     height: int
     width: int
 
-    def frames(self, indices: Sequence[int], box: Box | None = None) -> Clip:
+    def frames(self, indices: Sequence[int], box: Box | None = None, prepare: Prepare = lambda pixels: pixels) -> Clip:
         """The frames numbered `indices`, from 0 on, in any order and repeated at will, cut to `box`.
 
-        (len(indices), height, width, 3) uint8. Raises BadImage where only decoding shows that they cannot be had, and
-        OSError for files of frames that cannot be read.
+        (len(indices), height, width, 3) uint8, each frame as `prepare` has it. Raises BadImage where only decoding
+        shows that they cannot be had, and OSError for files of frames that cannot be read.
         """
         ...
 
@@ -84,13 +85,13 @@ class _FrameVideo:
         first = open_picture(self.paths[0].read_bytes(), 'RGB', limits)
         self.height, self.width = first.height, first.width
 
-    def frames(self, indices: Sequence[int], box: Box | None = None) -> Clip:
+    def frames(self, indices: Sequence[int], box: Box | None = None, prepare: Prepare = lambda pixels: pixels) -> Clip:
         found = {}
         for index in set(indices):
             picture = open_picture(self.paths[index].read_bytes(), 'RGB', self.limits)
             if (picture.height, picture.width) != (self.height, self.width):
                 raise BadImage(f'frame {self.paths[index].name} is of another size than the first')
-            found[index] = picture.pixels(box)
+            found[index] = prepare(picture.pixels(box))
         return np.stack([found[index] for index in indices])
 
 
@@ -107,9 +108,9 @@ class _FileVideo:
         if not self.num_frames or not self.height or not self.width:
             raise BadImage('no frames')
 
-    def frames(self, indices: Sequence[int], box: Box | None = None) -> Clip:
+    def frames(self, indices: Sequence[int], box: Box | None = None, prepare: Prepare = lambda pixels: pixels) -> Clip:
         top, left, height, width = box or (0, 0, self.height, self.width)
-        found: dict[int, Clip] = {}
+        found: dict[int, Pixels] = {}
         wanted = set(indices)
         with self._open() as (_, packets):
             for index, frame in self._numbered(packets, min(wanted)):
@@ -117,7 +118,8 @@ class _FileVideo:
                     continue
                 if frame.is_corrupt:
                     raise BadImage(f'damaged at frame {index}')
-                found[index] = to_pixels(frame, self.height, self.width)[top:top + height, left:left + width]
+                pixels = to_pixels(frame, self.height, self.width)
+                found[index] = prepare(pixels[top:top + height, left:left + width])
                 if len(found) == len(wanted):
                     return np.stack([found[index] for index in indices])
         raise BadImage(f'damaged at frame {min(wanted - found.keys())}')
