@@ -65,7 +65,9 @@ def test_header_gives_the_papers_accuracy_as_the_papers(row):
 
 def test_every_recipe_of_the_paper_is_in_the_transcription():
     files = {path.relative_to(ROOT).with_suffix('').as_posix() for path in ROOT.rglob('*.yaml')}
-    assert files - {'quickstart', 'semi/rs152_i224_pseudo'} == {row['recipe'] for row in ROWS}
+    files = {name for name in files if not name.startswith(('video/', 'k400_'))}  # tests/program/test_video_recipes.py
+    others = {'quickstart', 'motion', 'semi/quickstart', 'semi/rs152_i224_pseudo'}
+    assert files - others == {row['recipe'] for row in ROWS}
     assert len(ROWS) == 11 + 8 + 11 + 12
 
 

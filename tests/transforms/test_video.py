@@ -54,7 +54,7 @@ def test_colours_and_boxes(files):
 def test_only_wanted_frames_are_converted(files, monkeypatch):
     converted = []
     monkeypatch.setattr('timm_rs.transforms.video.to_pixels',
-                        lambda frame, *size: converted.append(frame.pts) or np.zeros((*size, 3), np.uint8))
+                        lambda frame, *size: converted.append(frame.pts) or np.zeros((*size[:2], 3), np.uint8))
     open_video(files['h264, keys 60 apart']).frames([104, 100, 102, 100])
     assert len(converted) == len(set(converted)) == 3
 

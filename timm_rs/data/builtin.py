@@ -1,9 +1,9 @@
-"""Data that needs no download: small real images that ship in packages, written once as folders of PNGs."""
+"""Data that needs no download: small real images that ship in packages, written once as folders of PNGs or videos."""
 
 import contextlib
 import gzip
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from timm_rs.data.motion import motion_files
 from timm_rs.errors import UserError
+from timm_rs.progress import track
 from timm_rs.recipe.command_line import flag
 
 FASHION_MNIST = Path('/usr/share/datasets/fashion-mnist')  # of Debian's package
@@ -67,38 +69,30 @@ def is_builtin(name: str, data_dir: str | None) -> bool:
 
 
 def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
-    """Write images as train/CLASS/*.png and validation/CLASS/*.png, and give the folder.
+    """Write images as train/CLASS/*.png and validation/CLASS/*.png, or videos as *.mp4, and give the folder.
 
     Args:
-        name: `digits`, `fashion-mnist`, or such a name with a number, `digits-10`: only so many images of each class
-            are in train/, drawn with `seed`, and all others of the training images without a class in pool/.
+        name: `motion`, videos of digits that move; `digits`, `fashion-mnist`, or such a name with a number,
+            `digits-10`: only so many images of each class are in train/, drawn with `seed`, and all others of the
+            training images without a class in pool/.
         folder: where; data/NAME when None. A complete folder is left alone, an incomplete one is written anew.
 
     Raises UserError when the folder cannot be written, and as the loaders above do.
     """
     folder = folder or folder_of(name)
-    source, _, number = name.rpartition('-') if name[-1].isdigit() else (name, '', '')
-    images = SOURCES[source]()
-    in_pool = ~images.is_validation if number else np.zeros(len(images.labels), bool)
-    if number:
-        order = np.random.default_rng(seed).permutation(len(images.labels))
-        for label in np.unique(images.labels):
-            drawn = order[(images.labels[order] == label) & in_pool[order]]
-            in_pool[drawn[:int(number)]] = False
-    paths = [Path('pool', f'{index:05}.png') if in_pool[index] else
-             Path('validation' if images.is_validation[index] else 'train', str(label), f'{index:04}.png')
-             for index, label in enumerate(images.labels)]
-    if sum(1 for _ in folder.rglob('*.png')) == len(paths):
+    digits = load_digits() if name == 'motion' else None
+    files = list(motion_files(digits.pixels, digits.is_validation) if digits else _image_files(name, seed))
+    if sum(path.suffix in ('.png', '.mp4') for path in folder.rglob('*')) == len(files):
         return folder
     temporary = folder.with_name(f'.{folder.name}.tmp')
     try:
         for path in (folder, temporary):
             if path.exists():
                 shutil.rmtree(path)
-        for parent in {path.parent for path in paths}:
+        for parent in {path.parent for path, _ in files}:
             (temporary / parent).mkdir(parents=True)
-        for pixels, path in zip(images.pixels, paths, strict=True):
-            Image.fromarray(pixels).save(temporary / path)
+        for path, write in track(files, f'writing {name}'):
+            write(temporary / path)
         temporary.rename(folder)
     except OSError as error:
         raise UserError(f'{name} cannot be written to {folder}: {error.strerror or error}; give another folder '
@@ -107,3 +101,19 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary)
     return folder
+
+
+def _image_files(name: str, seed: int) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+    """Path of each image, and what writes it there."""
+    source, _, number = name.rpartition('-') if name[-1].isdigit() else (name, '', '')
+    images = SOURCES[source]()
+    in_pool = ~images.is_validation if number else np.zeros(len(images.labels), bool)
+    if number:
+        order = np.random.default_rng(seed).permutation(len(images.labels))
+        for label in np.unique(images.labels):
+            drawn = order[(images.labels[order] == label) & in_pool[order]]
+            in_pool[drawn[:int(number)]] = False
+    for index, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+        yield (Path('pool', f'{index:05}.png') if in_pool[index] else
+               Path('validation' if images.is_validation[index] else 'train', str(label), f'{index:04}.png'),
+               Image.fromarray(pixels).save)
