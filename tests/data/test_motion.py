@@ -8,7 +8,7 @@ from timm_rs.data import builtin
 from timm_rs.data.builtin import Images, write_builtin
 from timm_rs.data.motion import KINDS, NUM_FRAMES, SIZE, moving
 from timm_rs.data.videos import open_folder
-from timm_rs.transforms.video import open_video, write_video
+from timm_rs.transforms.frames import open_video, write_video
 
 DIGITS = np.uint8(np.round(load_digits().images[:8] * (255 / 16)))
 

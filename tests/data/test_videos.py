@@ -10,7 +10,7 @@ from timm_rs.data.samples import Relabelled
 from timm_rs.data.videos import frames_in, open_folder, open_list, open_video_split
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.video import open_video
+from timm_rs.transforms.frames import open_video
 
 VIDEO = encode(4)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, assert_equal
+from conftest import TINY, assert_equal, load_tool
 from videos import encode, write_frames
 
 from timm_rs.data.loader import create_eval_loader
@@ -37,7 +37,12 @@ def videos(tmp_path_factory):
     return root
 
 
-def test_a_run_stopped_within_an_epoch_ends_as_the_one_that_was_not(run, videos, tmp_path, monkeypatch):
+@pytest.mark.parametrize('packed', [False, True], ids=['folder', 'shards'])
+def test_a_run_stopped_within_an_epoch_ends_as_the_one_that_was_not(run, videos, tmp_path, monkeypatch, packed):
+    data = videos
+    if packed:
+        data = tmp_path / 'packed'
+        load_tool('pack_dataset').main([str(videos), str(data), '--frames', '--workers', '0', '--shards', '3'])
     updates = train.train_updates
     stops = []
 
@@ -48,12 +53,12 @@ def test_a_run_stopped_within_an_epoch_ends_as_the_one_that_was_not(run, videos,
                 os.kill(os.getpid(), signal.SIGTERM)
             yield reported
     monkeypatch.setattr(train, 'train_updates', stopping)
-    arguments = [*ARGUMENTS, '--data-dir', videos, '--drop', 0.3, '--drop-path', 0.2, '--mixup', 0.2, '--model-ema',
+    arguments = [*ARGUMENTS, '--data-dir', data, '--drop', 0.3, '--drop-path', 0.2, '--mixup', 0.2, '--model-ema',
                  '--resume', 'auto', '--channels-last', '--log-interval', 1]
     whole = run(*arguments, '--experiment', 'whole')
     assert whole.code == 0, whole.err
-    assert '17 training videos' in whole.out
-    assert whole.out.count('train/red/broken.mp4: truncated') == 1
+    assert f'{16 if packed else 17} training videos' in whole.out
+    assert whole.out.count('train/red/broken.mp4: truncated') == (0 if packed else 1)
     stops += [2, 5]
     codes = [run(*arguments, '--experiment', 'part').code for _ in range(3)]
     assert codes == [143, 143, 0]

@@ -19,7 +19,7 @@ from timm_rs.transforms.clips import (
     spread_frames,
 )
 from timm_rs.transforms.decode import BadImage, Limits
-from timm_rs.transforms.video import Frames
+from timm_rs.transforms.frames import Frames
 
 GOLDENS = np.load(EXPECTED / 'clips.npz')
 

@@ -17,7 +17,7 @@ from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
 from timm_rs.files import write_csv
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, open_picture
-from timm_rs.transforms.video import open_video
+from timm_rs.transforms.frames import open_video
 
 # What `Samples.read` raises for one bad sample. The last two are Pillow's, in torchvision datasets that decode.
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, Image.DecompressionBombError, SyntaxError)

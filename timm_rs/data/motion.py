@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from timm_rs.transforms.video import Clip, write_video
+from timm_rs.transforms.frames import Clip, write_video
 
 # Pixels per frame, down and to the right, times the speed; degrees per frame, counterclockwise, times the spin.
 KINDS = {'clockwise': (0, 0, -1), 'counterclockwise': (0, 0, 1), 'down': (1, 0, 0), 'left': (0, -1, 0),

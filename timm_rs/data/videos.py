@@ -26,10 +26,9 @@ from timm_rs.data.samples import AnyDataset, Samples
 from timm_rs.data.shards.reading import is_packed, open_shards
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.video import VIDEO_SUFFIXES, Frames
+from timm_rs.transforms.frames import VIDEO_SUFFIXES, Frames
 
 LISTS = ('.csv', '.txt')
-VIDEO_KEYS = ';'.join(suffix[1:] for suffix in VIDEO_SUFFIXES)  # of samples in shards
 KINETICS = {'label', 'youtube_id', 'time_start', 'time_end'}  # columns of the official lists
 
 
@@ -71,7 +70,7 @@ def open_video_split(recipe: Recipe, split: str, is_training: bool) -> AnyDatase
         raise UserError(f'dataset {recipe.dataset} has no videos that could be read: leave it out, and give '
                         '--data-dir with folders of videos, lists of them or packed shards')
     if recipe.data_dir and (in_shards or is_packed(recipe.data_dir)):
-        shards = open_shards(recipe.data_dir, split, recipe.input_key or VIDEO_KEYS, recipe.target_key)
+        shards = open_shards(recipe.data_dir, split, recipe.input_key, recipe.target_key, are_videos=True)
         if shards is None:
             raise UserError(f'{recipe.data_dir} is a stream, whose videos have no index: give shards on disk')
         return in_class_map(shards, recipe.class_map, recipe.data_dir)

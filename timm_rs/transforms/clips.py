@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from timm_rs.transforms.decode import DEFAULT_LIMITS, Box, Limits, Pixels
+from timm_rs.transforms.frames import Clip, Source, open_video
 from timm_rs.transforms.official_crops import sample_crop
-from timm_rs.transforms.video import Clip, Source, open_video
 
 Views: TypeAlias = npt.NDArray[np.uint8]  # (views, frames, height, width, 3)
 

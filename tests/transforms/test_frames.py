@@ -8,7 +8,7 @@ from videos import HEIGHT, WIDTH, encode, number_of, picture, write_audio, write
 
 from timm_rs.errors import UserError
 from timm_rs.transforms.decode import BadImage, Limits
-from timm_rs.transforms.video import Frames, open_video
+from timm_rs.transforms.frames import Frames, open_video
 
 NUM_FRAMES = 150
 IRREGULAR = np.cumsum(np.random.default_rng(0).integers(1, 9, NUM_FRAMES)).tolist()
@@ -53,7 +53,7 @@ def test_colours_and_boxes(files):
 
 def test_only_wanted_frames_are_converted(files, monkeypatch):
     converted = []
-    monkeypatch.setattr('timm_rs.transforms.video.to_pixels',
+    monkeypatch.setattr('timm_rs.transforms.frames.to_pixels',
                         lambda frame, *size: converted.append(frame.pts) or np.zeros((*size[:2], 3), np.uint8))
     open_video(files['h264, keys 60 apart']).frames([104, 100, 102, 100])
     assert len(converted) == len(set(converted)) == 3

@@ -28,7 +28,9 @@ Prepare: TypeAlias = Callable[[Pixels], Pixels]
 VIDEO_SUFFIXES = ('.mp4', '.m4v', '.mov', '.webm', '.mkv', '.avi')
 # FFmpeg's names of what those are. Playlists, which make it open other files and addresses, are not among them.
 _CONTAINERS = 'mov,matroska,avi'
-_MAGIC = ((4, b'ftyp'), (0, b'\x1a\x45\xdf\xa3'), (0, b'RIFF'))  # how each of the three begins: (place, bytes)
+# How each of the three begins: (place, bytes).
+_MAGIC = {'mp4': (4, b'ftyp'), 'mkv': (0, b'\x1a\x45\xdf\xa3'), 'avi': (0, b'RIFF')}
+JOINED, _JOINED_MAGIC = 'frames', b'timm_rs frames 1'  # the suffix of files of frames, and how they begin
 _SEGMENT = b'\x18\x53\x80\x67'  # of a Matroska file, in which all else lies
 
 
@@ -58,12 +60,16 @@ class Video(Protocol):
 
 
 def open_video(source: Source, limits: Limits = DEFAULT_LIMITS) -> Video:
-    """The video in a file's bytes, or in a folder of frames.
+    """The video in a file's bytes, be it that of `join_frames`, or in a folder of frames.
 
     Raises BadImage for what is no video, is cut off or has larger frames than the `limits` allow; OSError for files of
     frames that cannot be read; UserError without PyAV.
     """
-    return _FrameVideo(source, limits) if isinstance(source, Frames) else _FileVideo(source, limits)
+    if isinstance(source, Frames):
+        return _FrameVideo(source.paths, limits)
+    if source.startswith(_JOINED_MAGIC):
+        return _FrameVideo(_split_frames(source), limits)
+    return _FileVideo(source, limits)
 
 
 def import_av() -> Any:
@@ -88,22 +94,52 @@ def write_video(path: Path, clip: Clip, rate: int = 10) -> None:
         file.mux(stream.encode())
 
 
+def join_frames(frames: Sequence[bytes]) -> bytes:
+    """Encoded images as one file, for `open_video`: a mark, their number, the length of each, and they themselves."""
+    lengths = np.array([len(frames), *map(len, frames)], '<u4')
+    return b''.join([_JOINED_MAGIC, lengths.tobytes(), *frames])
+
+
+def container_of(data: bytes) -> str:
+    """The suffix, without its dot, of what is in a video's bytes: mp4, mkv or avi, or that of `join_frames`."""
+    return JOINED if data.startswith(_JOINED_MAGIC) else next(
+        suffix for suffix, (place, magic) in _MAGIC.items() if data.startswith(magic, place))
+
+
+def _split_frames(data: bytes) -> list[memoryview]:
+    start, content = len(_JOINED_MAGIC), memoryview(data)
+    number = int.from_bytes(content[start:start + 4], 'little')
+    if 4 * (number + 1) > len(data) - start:
+        raise BadImage('truncated')
+    lengths = np.frombuffer(data, '<u4', number, start + 4).astype(np.int64)
+    ends = start + 4 * (number + 1) + np.cumsum(lengths)
+    if number and ends[-1] != len(data):
+        raise BadImage('truncated')
+    return [content[end - length:end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+
+
 class _FrameVideo:
-    def __init__(self, source: Frames, limits: Limits):
-        self.paths, self.limits, self.num_frames = source.paths, limits, len(source.paths)
-        if not self.paths:
+    """Frames that are files of their own, or parts of one."""
+
+    def __init__(self, frames: Sequence[Path | memoryview], limits: Limits):
+        self.files, self.limits, self.num_frames = frames, limits, len(frames)
+        if not frames:
             raise BadImage('no frames')
-        first = open_picture(self.paths[0].read_bytes(), 'RGB', limits)
+        first = open_picture(self._read(0), 'RGB', limits)
         self.height, self.width = first.height, first.width
 
     def frames(self, indices: Sequence[int], box: Box | None = None, prepare: Prepare = lambda pixels: pixels) -> Clip:
         found = {}
         for index in set(indices):
-            picture = open_picture(self.paths[index].read_bytes(), 'RGB', self.limits)
+            picture = open_picture(self._read(index), 'RGB', self.limits)
             if (picture.height, picture.width) != (self.height, self.width):
-                raise BadImage(f'frame {self.paths[index].name} is of another size than the first')
+                raise BadImage(f'frame {index} is of another size than the first')
             found[index] = prepare(picture.pixels(box))
         return np.stack([found[index] for index in indices])
+
+    def _read(self, index: int) -> bytes:
+        file = self.files[index]
+        return file.read_bytes() if isinstance(file, Path) else bytes(file)
 
 
 class _FileVideo:
@@ -200,7 +236,7 @@ def _is_cut_off(data: bytes, stream: 'av.VideoStream', packets: 'list[av.Packet]
 
 
 def _reason(data: bytes, error: 'av.FFmpegError') -> str:
-    if not any(data.startswith(magic, place) for place, magic in _MAGIC):
+    if not any(data.startswith(magic, place) for place, magic in _MAGIC.values()):
         return 'not a video'
     if isinstance(error, EOFError):
         return 'no frames, or truncated'
