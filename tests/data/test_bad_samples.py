@@ -163,7 +163,7 @@ def test_an_image_that_takes_too_long_is_a_bad_sample_by_every_entry(images, tmp
     assert labels == [[0, 0, 0, 1, 1, 1]] and any('takes more than 0.05 s' in line for line in messages)
     sample = FileSamples([str(images / 'cat/1.jpg')])
     assert 'takes more than 0.05 s' in problem_of(sample, 0, limits=Limits(seconds=0.05))
-    monkeypatch.setattr('timm_rs.data.shards.packing.DEFAULT_LIMITS', Limits(seconds=0.05))
+    monkeypatch.setattr('timm_rs.data.shards.encoding.DEFAULT_LIMITS', Limits(seconds=0.05))
     pack(open_split(Recipe(data_dir=str(images), val_split=''), 'train', False), tmp_path / 'packed', 'train', 32)
     assert 'takes more than 0.05 s' in (tmp_path / 'packed/bad_samples.csv').read_text()
     assert signal.getitimer(signal.ITIMER_PROF)[0] == 0 and signal.getsignal(signal.SIGPROF) is signal.SIG_DFL

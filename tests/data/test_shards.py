@@ -22,7 +22,8 @@ from timm_rs.data.samples import Samples, Subset, TimmSamples
 from timm_rs.data.shards import index as index_module
 from timm_rs.data.shards import packing as packing_module
 from timm_rs.data.shards import reading as reading_module
-from timm_rs.data.shards.packing import encode, pack, verify
+from timm_rs.data.shards.encoding import encode
+from timm_rs.data.shards.packing import pack, verify
 from timm_rs.data.shards.reading import is_packed, open_shards
 from timm_rs.errors import UserError
 

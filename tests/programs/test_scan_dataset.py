@@ -6,6 +6,7 @@ import pytest
 from annotated_trees import save_mask, write_depth, write_voc
 from conftest import failure, load_tool, write_images
 from PIL import Image
+from videos import encode, write_audio, write_frames
 
 BAD = {'empty.jpg': 'empty file', 'text.jpg': 'not an image'}
 
@@ -145,3 +146,24 @@ def test_depths_are_scanned_with_their_images(tool, tmp_path, capsys):
     Image.fromarray(np.zeros((40, 48), np.uint16)).save(root / 'depth/train/1.png')
     status, lines, _ = scan(tool, capsys, root, '--dataset', 'depth_folders', '--workers', '0')
     assert status == 1 and 'was measured nowhere' in lines[0] and lines[1] == '3 images, 1 bad'
+
+
+def test_videos_are_decoded_to_the_end_and_missing_ones_listed(tool, tmp_path, capsys):
+    root = tmp_path / 'videos'
+    for split in ('train', 'validation'):
+        (root / split / 'cat').mkdir(parents=True)
+        (root / split / 'cat/good.mp4').write_bytes(encode(12))
+    whole = encode(100, key_distance=10, crf=5)
+    (root / 'train/cat/late.mp4').write_bytes(whole[:len(whole) // 2] + bytes(60) + whole[len(whole) // 2 + 60:])
+    (root / 'train/cat/sound.mp4').write_bytes(write_audio())
+    write_frames(root / 'train/cat/frames', 3)
+    (root / 'train/cat/frames/img_00003.jpg').write_bytes(b'')
+    (root / 'validation.txt').write_text('cat/good.mp4 cat\ncat/gone.mp4 cat\n')
+    output = tmp_path / 'bad.csv'
+    status, lines, err = scan(tool, capsys, root, '--videos', '--workers', 2, '--output', output)
+    assert (status, err) == (1, '')
+    assert lines[0] == f'{root}/train/cat/frames: empty file'
+    assert lines[1].startswith(f'{root}/train/cat/late.mp4: damaged')
+    assert lines[2:] == [f'{root}/train/cat/sound.mp4: no video stream', '5 videos, 3 bad',
+                         'left out of validation: 1 named by the list, but not there']
+    assert 'cat/gone.mp4,"named by the list' in output.read_text()

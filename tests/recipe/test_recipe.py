@@ -217,7 +217,7 @@ def test_a_file_of_that_name_wins_and_a_folder_does_not(tmp_path, monkeypatch, n
 
 @pytest.mark.parametrize(('name', 'hint'), [
     ('rs5O', ' Did you mean rs50?'), ('rs5O.yaml', ' Did you mean rs50?'),
-    ('ablation/table1_04_emma', ' Did you mean ablation/table1_04_ema?'), ('mine', ''), ('/nowhere/rs50', '')])
+    ('ablation/table1_04_emma', ' Did you mean ablation/table1_04_ema?'), ('none', ''), ('/nowhere/rs50', '')])
 def test_wrong_name_gets_the_nearest(tmp_path, monkeypatch, name, hint):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError) as caught:

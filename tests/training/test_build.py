@@ -30,4 +30,4 @@ def test_images_are_refused_where_the_network_takes_clips(run, image_folder, loa
                '--data-dir', image_folder, '--device', 'cpu', '--workers', '0', '--loader', loader,
                '--batch-size', '8')
     assert done.code == 2 and done.err.count('\n') == 1
-    assert 'resnetrs3d takes clips of 8 frames, and here are images: use a network for images' in done.err
+    assert 'resnetrs3d takes clips of 8 frames, and here are images: say --task video' in done.err

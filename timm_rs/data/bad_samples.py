@@ -6,7 +6,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -17,6 +17,7 @@ from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
 from timm_rs.files import write_csv
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, open_picture
+from timm_rs.transforms.frames import open_video
 
 # What `Samples.read` raises for one bad sample. The last two are Pillow's, in torchvision datasets that decode.
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, Image.DecompressionBombError, SyntaxError)
@@ -26,12 +27,17 @@ COLUMNS = ('name', 'reason')
 Problem: TypeAlias = tuple[str, str]  # the name of an image, and what is wrong with it
 
 
-def problem_of(samples: Samples, index: int, mode: str = 'RGB', limits: Limits = DEFAULT_LIMITS) -> str | None:
-    """Why image `index` cannot be used, in a few words, or None when it can. Reads and decodes all of it."""
+def problem_of(samples: Samples, index: int, mode: str = 'RGB', limits: Limits = DEFAULT_LIMITS,
+               are_videos: bool = False) -> str | None:
+    """Why image or video `index` cannot be used, in a few words, or None when it can. Reads and decodes all of it."""
     try:
-        source, _ = samples.read(index)
+        source: Any = samples.read(index)[0]
         with limits.in_time():
-            open_picture(source, mode, limits).pixels()
+            if are_videos:
+                video = open_video(source, limits)
+                video.frames(range(video.num_frames), prepare=lambda pixels: pixels[:1, :1])  # no need to keep more
+            else:
+                open_picture(source, mode, limits).pixels()
     except BadImage as error:
         return str(error)
     except READ_ERRORS as error:

@@ -1,4 +1,4 @@
-"""Data that needs no download: small real images that ship in packages, written once as folders of PNGs."""
+"""Data that needs no download: small real images that ship in packages, written once as folders of PNGs or videos."""
 
 import gzip
 import shutil
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from timm_rs.data.motion import write_motion
 from timm_rs.data.scenes import write_scenes
 from timm_rs.errors import UserError
 from timm_rs.files import neighbour
@@ -59,8 +60,9 @@ def load_fashion_mnist() -> Images:
 SOURCES: dict[str, tuple[Callable[[], Images], int]] = {
     'digits': (load_digits, 1797), 'fashion-mnist': (load_fashion_mnist, 70_000)}
 # What writes what is made of the digits, how many files that is, and their suffix.
-MADE: dict[str, tuple[Callable[[Path], None], int, str]] = {
-    'scenes': (lambda folder: write_scenes(folder, *load_digits()), 1000, '.png')}
+MADE: dict[str, tuple[Callable[[Path, Images], None], int, str]] = {
+    'scenes': (lambda folder, digits: write_scenes(folder, *digits), 1000, '.png'),
+    'motion': (lambda folder, digits: write_motion(folder, digits.pixels, digits.is_validation), 3594, '.mp4')}
 
 
 def folder_of(name: str) -> Path:
@@ -73,12 +75,12 @@ def is_builtin(name: str, data_dir: str | None) -> bool:
 
 
 def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
-    """Write images as train/CLASS/*.png and validation/CLASS/*.png, or scenes as VOC's tree, and give the folder.
+    """Write what `name` stands for into train/CLASS/ and validation/CLASS/, or as VOC's tree, and give the folder.
 
     Args:
         name: `digits`, `fashion-mnist`, or such a name with a number, `digits-10`: only so many images of each class
             are in train/, drawn with `seed`, and all others of the training images without a class in pool/. `scenes`
-            are digits on photos with masks.
+            are digits on photos with masks, `motion` videos of digits that move.
         folder: where; data/NAME when None. A complete folder is left alone, an incomplete one is written anew.
 
     Raises UserError when the folder cannot be written, and as the loaders above do.
@@ -94,7 +96,7 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     temporary = neighbour(folder)
     try:
         if source in MADE:
-            MADE[source][0](temporary)
+            MADE[source][0](temporary, load_digits())
         else:
             _write_images(temporary, SOURCES[source][0](), number, seed)
         if not is_complete():  # another process may have been quicker

@@ -1,6 +1,7 @@
 """Datasets through timm's `create_dataset`, with the checks that turn silent surprises into messages."""
 
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ PREFIXES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
 
 
 def create_datasets(
-        recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
+        recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = '',
+        open_one: Callable[[Recipe, str, bool], AnyDataset] | None = None
 ) -> tuple[AnyDataset | None, AnyDataset | None, int | None]:
     """The training and validation data (None without `val_split`), and how many classes there are.
+
+    `open_one` opens a split for training or not; by default `open_split`.
 
     Classes are those that are `known`, by name -> index, from `source`; otherwise those of the class map, or of the
     training split in natural order, then of validation. Without `need_training` (evaluation) the training split may be
@@ -40,9 +44,9 @@ def create_datasets(
 
     def create(split: str, is_training: bool) -> AnyDataset:
         if split not in (MINIVAL, TRAIN_MINIVAL):
-            return open_split(recipe, split, is_training)
+            return (open_one or open_split)(recipe, split, is_training)
         if not minival:
-            whole = as_samples(open_split(recipe, SOURCE_SPLIT, is_training))
+            whole = as_samples((open_one or open_split)(recipe, SOURCE_SPLIT, is_training))
             minival.update(zip((MINIVAL, TRAIN_MINIVAL), split_minival(whole), strict=True))
         return minival[split]
 
@@ -87,20 +91,20 @@ def open_split(recipe: Recipe, split: str, is_training: bool) -> AnyDataset:
     Raises UserError when it is missing, empty, cannot be opened, or has classes that the class map lacks.
     """
     if recipe.data_dir and (shards := _open_shards(recipe, recipe.data_dir, split)):
-        return _in_class_map(shards, recipe.class_map, recipe.data_dir)
+        return in_class_map(shards, recipe.class_map, recipe.data_dir)
     is_listed = recipe.dataset.lower() in LISTED  # the others know their own splits
     if not is_listed and not recipe.dataset.lower().startswith(PREFIXES):
         raise UserError(f'unknown dataset {recipe.dataset}: leave it out for a folder or tar files, or begin it with '
                         f'{", ".join(PREFIXES)}')
     root = recipe.data_dir
     if is_listed:
-        root = _split_root(root, split, alone=recipe.val_split in ('', MINIVAL))
+        root = split_root(root, split, alone=recipe.val_split in ('', MINIVAL))
     where = f'dataset {recipe.dataset or root}, split {split}'
     try:
         if is_listed:
             suffixes = recipe.input_key.split(';') if recipe.input_key else ()
             reader = open_images(str(root), suffixes, recipe.class_folder == 'leaf')
-            return _in_class_map(TimmSamples(ImageDataset(root, reader=reader, input_img_mode=recipe.image_mode)),
+            return in_class_map(TimmSamples(ImageDataset(root, reader=reader, input_img_mode=recipe.image_mode)),
                                  recipe.class_map, root)
         dataset = create_dataset(
             recipe.dataset, root=root, split=split, search_split=True, is_training=is_training,
@@ -120,7 +124,7 @@ def open_split(recipe: Recipe, split: str, is_training: bool) -> AnyDataset:
     return dataset if isinstance(dataset, IterableDataset) else as_samples(dataset)
 
 
-def _in_class_map(samples: Samples, class_map: str, root: str | None) -> AnyDataset:
+def in_class_map(samples: Samples, class_map: str, root: str | None) -> AnyDataset:
     if not class_map:
         return samples
     path = class_map if Path(class_map).exists() else str(Path(root or '', class_map))
@@ -136,8 +140,11 @@ def _open_shards(recipe: Recipe, root: str, split: str) -> Samples | None:
     return None if shards and recipe.class_map and not shards.classes else shards
 
 
-def _split_root(data_dir: str | None, split: str, alone: bool) -> str:
-    """The folder or tar file of `split` below `data_dir`; the data itself when it is the only split (`alone`)."""
+def split_root(data_dir: str | None, split: str, alone: bool, suffixes: Sequence[str] = ('', '.tar')) -> str:
+    """The folder or file of `split` below `data_dir`, with one of the `suffixes`, the first of them first.
+
+    The data itself when it is the only split (`alone`). Raises UserError where there is neither.
+    """
     if not data_dir:
         raise UserError('no data: give --data-dir FOLDER with train/ and validation/, each with a folder per class, '
                         'or name a --dataset')
@@ -145,7 +152,7 @@ def _split_root(data_dir: str | None, split: str, alone: bool) -> str:
     if not root.exists():
         raise UserError(f'data folder {root} does not exist')
     synonyms = next((names for names in (TRAIN_NAMES, VALIDATION_NAMES) if split in names), ())
-    candidates = [root / (name + suffix) for name in (split, *synonyms) for suffix in ('', '.tar')]
+    candidates = [root / (name + suffix) for name in (split, *synonyms) for suffix in suffixes]
     found = next((path for path in candidates if path.exists()), root if alone else None)
     if found is None:
         raise UserError(f'{root} has no split {split} (looked for {", ".join(path.name for path in candidates)}); '

@@ -26,7 +26,11 @@ NO_IMAGE = 'not an image, by its suffix'
 LOOP = 'a link to a folder around it'
 NO_FILE = 'a link, device or sparse file in the archive'
 EMPTY = 'a folder without images'
-LEFT_OUT = (OF_SYSTEM, NO_IMAGE, LOOP, NO_FILE, EMPTY)
+# Of videos.
+NO_VIDEO = 'neither a video nor one of its frames'
+EMPTY_OF_VIDEOS = 'a folder without videos'
+MISSING = 'named by the list, but not there'
+LEFT_OUT = (OF_SYSTEM, NO_IMAGE, NO_VIDEO, LOOP, NO_FILE, EMPTY, EMPTY_OF_VIDEOS, MISSING)
 
 
 class Listing(NamedTuple):
@@ -232,7 +236,7 @@ def summary(left_out: Iterable[tuple[str, str]]) -> str:
     parts = []
     for reason in sorted(counts, key=LEFT_OUT.index):
         detail = ''
-        if reason == NO_IMAGE:
+        if reason in (NO_IMAGE, NO_VIDEO):
             suffixes = Counter(os.path.splitext(name)[1].lower() or 'no suffix'
                                for name, why in left_out if why == reason)
             detail = f' ({some([suffix for suffix, _ in suffixes.most_common()])})'

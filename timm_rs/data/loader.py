@@ -1,5 +1,6 @@
 """Batches: uint8 images from data workers through shared memory to the device, normalised (and mixed) there."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -22,8 +23,8 @@ from timm_rs.data.workers import end_with, num_cores
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.create import Transform
 from timm_rs.transforms.decode import BadImage
+from timm_rs.transforms.sample import SampleTransform
 
 
 class Targets(Protocol):
@@ -32,13 +33,18 @@ class Targets(Protocol):
     @property
     def blank(self) -> Any: ...
     def encoder(self, num_outputs: int) -> Callable[[Any], Any]: ...
-    def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform: ...
+    def eval_config(self, data_config: dict[str, Any]) -> dict[str, Any]: ...
+    def shape(self, data_config: dict[str, Any], is_training: bool) -> tuple[int, ...]: ...
+    def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> SampleTransform: ...
     def create_mixing(self, recipe: Recipe, num_outputs: int) -> dict[str, Any] | None: ...
-    def blank_of(self, transform: Transform) -> Any: ...
+    def blank_of(self, transform: Any) -> Any: ...
 
 
 class Batches(Protocol):
-    """Batches of normalised images (N, C, H, W), float32, and targets, on the device: `Loader` or `TimmLoader`."""
+    """Batches of normalised images (N, C, H, W), float32, and targets, on the device: `Loader` or `TimmLoader`.
+
+    Clips are (N, C, T, H, W). Of samples with several views there are as many images, one after the other.
+    """
 
     is_exact: bool  # whether they are the same again, and as many in every process, from any image of an epoch on
 
@@ -59,15 +65,15 @@ class Batches(Protocol):
 
 
 class TransformedSamples(Dataset[tuple[Any, Any, list[Problem]]]):
-    """Tickets -> (image (H, W, C) uint8, target, problems met on the way).
+    """Tickets -> (image (H, W, C) uint8, or of another shape as the task has it, target, problems met on the way).
 
     A bad sample is replaced by the next good one when `replace` is on (training). Otherwise it becomes an image of
     zeros with a blank target, which evaluation does not count. Raises UserError for labels that `encode` refuses and
     where nothing is good.
     """
 
-    def __init__(self, samples: Samples, transform: Transform, encode: Callable[[Any], Any],
-                 blank: tuple[tuple[int, int, int], Any], replace: bool):
+    def __init__(self, samples: Samples, transform: SampleTransform, encode: Callable[[Any], Any],
+                 blank: tuple[tuple[int, ...], Any], replace: bool):
         """`blank` is the shape of an image, and the target that does not count."""
         self.samples, self.transform, self.encode, self.replace = samples, transform, encode, replace
         self.blank = blank
@@ -97,7 +103,8 @@ class TransformedSamples(Dataset[tuple[Any, Any, list[Problem]]]):
 
 
 class Loader:
-    """Normalised float32 images (N, C, H, W) in channels-last layout and the task's targets, on the device.
+    """Normalised float32 images (N, C, H, W) in channels-last layout, or clips (N, C, T, H, W), and the task's targets,
+    on the device.
 
     When images are mixed, targets are soft: (N, classes).
     """
@@ -122,6 +129,9 @@ class Loader:
         self.prefetch = PrefetchLoader(
             (), data_config['mean'], data_config['std'], channels,
             torch.device('cpu') if device.is_lazy else device.torch_device)
+        if len(dataset.blank[0]) > 3:  # clips
+            shape = 1, channels, 1, 1, 1
+            self.prefetch.mean, self.prefetch.std = self.prefetch.mean.view(shape), self.prefetch.std.view(shape)
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
@@ -164,11 +174,11 @@ class Loader:
     def host_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for images, targets, problems in self.loader:
             self.problems += problems
-            yield images.permute(0, 3, 1, 2), targets
+            yield (images.flatten(0, 1) if images.ndim == 6 else images).movedim(-1, 1), targets
 
 
 def collate(items: list[tuple[Any, Any, list[Problem]]]) -> tuple[torch.Tensor, torch.Tensor, list[Problem]]:
-    """Images (N, H, W, C) uint8, in shared memory when a worker collates; targets (N, ...); all problems."""
+    """Images (N, ..., H, W, C) uint8, in shared memory when a worker collates; targets (N, ...); all problems."""
     images, targets, problems = zip(*items, strict=True)
     batch = torch.empty((len(images), *images[0].shape), dtype=torch.uint8)
     if torch.utils.data.get_worker_info() is not None:
@@ -218,11 +228,8 @@ def create_train_loader(
     else:
         batches = TrainBatches(
             dataset, batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats)
-    channels, height, width = data_config['input_size']
-    transform = task.create_transform(recipe, data_config, is_training=True)
     loader = Loader(
-        TransformedSamples(dataset, transform, encode, ((height, width, channels), task.blank_of(transform)),
-                           replace=True),
+        _create_samples(dataset, recipe, data_config, task, encode, is_training=True),
         batches, data_config, workers, device, erase, mix, dense)
     if device.is_primary:
         loader.problems = unlisted(dataset)
@@ -241,22 +248,29 @@ def _check_divides(group: int, **sizes: int) -> None:
 def create_eval_loader(
         dataset: Any, recipe: Recipe, data_config: dict[str, Any], task: Targets, num_outputs: int, device: Device
 ) -> Batches:
-    """Batches of centre crops and targets, in the dataset's order; the last is the rest.
+    """Batches of centre crops, or of the task's views, and targets, in the dataset's order; the last is the rest.
 
     A blank target marks what does not count: padding and bad samples. Raises UserError for settings that the release
     does not have.
     """
+    data_config = task.eval_config(data_config)
     encode, workers = task.encoder(num_outputs), num_workers(recipe.workers)
     if _takes_timm_loader(dataset, recipe.loader, device):
         return create_timm_eval_loader(dataset, recipe, data_config, encode, task.blank, workers, device)
-    channels, height, width = data_config['input_size']
-    transform = task.create_transform(recipe, data_config, is_training=False)
+    views = math.prod(task.shape(data_config, is_training=False)[:-4])
+    batch_size = max(1, (recipe.validation_batch_size or recipe.batch_size) // views)
     return Loader(
-        TransformedSamples(dataset, transform, encode, ((height, width, channels), task.blank_of(transform)),
-                           replace=False),
-        EvalBatches(len(dataset), (recipe.validation_batch_size or recipe.batch_size) * device.num_local_devices,
-                    device.rank, device.world_size, full_batches=device.is_lazy),
+        _create_samples(dataset, recipe, data_config, task, encode, is_training=False),
+        EvalBatches(len(dataset), batch_size * device.num_local_devices, device.rank, device.world_size,
+                    full_batches=device.is_lazy),
         data_config, workers, device)
+
+
+def _create_samples(dataset: Any, recipe: Recipe, data_config: dict[str, Any], task: Targets,
+                    encode: Callable[[Any], Any], is_training: bool) -> TransformedSamples:
+    transform = task.create_transform(recipe, data_config, is_training)
+    blank = task.shape(data_config, is_training), task.blank_of(transform)
+    return TransformedSamples(dataset, transform, encode, blank, replace=is_training)
 
 
 def _takes_timm_loader(dataset: Any, wanted: str, device: Device) -> bool:

@@ -6,10 +6,12 @@ DST/bad_samples.csv.
 from argparse import Namespace
 from pathlib import Path
 
-from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, create_datasets
+from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, create_datasets, open_split
 from timm_rs.data.listing import summary
 from timm_rs.data.samples import Samples, as_samples
+from timm_rs.data.shards.encoding import FRAMES, IMAGES, VIDEOS
 from timm_rs.data.shards.packing import pack, verify
+from timm_rs.data.videos import LISTS, open_video_split
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe.command_line import Parser, at_least
@@ -19,6 +21,7 @@ EXAMPLE = """examples:
   python tools/pack_dataset.py imagenet packed --short-side 288      a folder with train/ and validation/
   python tools/pack_dataset.py photos packed --split train           one split
   python tools/pack_dataset.py cache packed --dataset hfds/NAME      any dataset of timm's that is not a stream
+  python tools/pack_dataset.py kinetics packed --frames              videos, as JPEGs of their frames
   python tools/pack_dataset.py --verify packed                       checksums
   python train.py --recipe R --dataset wds/packed --data-dir packed
 """
@@ -29,6 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('source', metavar='SRC', help='folder or tar as --data-dir of train.py; not with --verify only')
     parser.add_argument('destination', metavar='DST', nargs='?', help='folder of the shards')
     parser.add_argument('--dataset', default='', metavar='NAME', help='timm dataset name, as of train.py')
+    parser.add_argument('--videos', action='store_true', help='SRC holds videos, as for --task video of train.py; '
+                        'their files keep their bytes')
+    parser.add_argument('--frames', action='store_true', help='the same, each video as its frames, which are JPEGs as '
+                        'images would be: larger, and read in a fraction of the time')
     parser.add_argument('--split', metavar='NAME', help='only this split (default: train and validation)')
     parser.add_argument('--class-map', default='', metavar='FILE', help='maps class names to indices')
     parser.add_argument('--class-folder', default='top', choices=('top', 'leaf'),
@@ -53,12 +60,14 @@ def run(args: Namespace) -> None:
     if args.workers < 0:
         raise UserError(f'--workers {args.workers}: give 0 or more processes')
     destination = args.destination or args.source
+    kind = FRAMES if args.frames else VIDEOS if args.videos else IMAGES
     if args.destination is not None:
         for split, samples in open_source(args).items():
             packed = pack(samples, destination, split, args.short_side, args.quality, args.shards, args.seed,
-                          args.workers, source=f'{args.dataset} {args.source}'.strip())
+                          args.workers, source=f'{args.dataset} {args.source}'.strip(), kind=kind)
             bad = f'; bad images left out: {packed.num_bad}, see {Path(destination, "bad_samples.csv")}'
-            print(f'{split}: {packed.num_samples} images in {packed.num_shards} shards, '
+            nouns = IMAGES if kind == IMAGES else VIDEOS
+            print(f'{split}: {packed.num_samples} {nouns} in {packed.num_shards} shards, '
                   f'{packed.num_bytes / 1e6:.1f} MB{bad if packed.num_bad else ""}')
             if samples.left_out:
                 print(f'{split}: left out: {summary(samples.left_out)}')
@@ -69,21 +78,23 @@ def run(args: Namespace) -> None:
 
 def open_source(args: Namespace) -> dict[str, Samples]:
     """The samples of each split that is asked for."""
+    open_one = open_video_split if args.videos or args.frames else open_split
     train, validation = (None, None) if args.split else present_splits(args)
     if not (train and validation):
         only = args.split or train or validation or 'train'  # a folder without splits is one
         recipe = Recipe(data_dir=args.source, dataset=args.dataset, class_map=args.class_map,
                         class_folder=args.class_folder, train_split=only, val_split='')
-        return {only: as_samples(create_datasets(recipe)[0])}
+        return {only: as_samples(create_datasets(recipe, open_one=open_one)[0])}
     recipe = Recipe(data_dir=args.source, dataset=args.dataset, class_map=args.class_map,
                     class_folder=args.class_folder, train_split=train, val_split=validation)
-    datasets = create_datasets(recipe)
+    datasets = create_datasets(recipe, open_one=open_one)
     return {train: as_samples(datasets[0]), validation: as_samples(datasets[1])}
 
 
 def present_splits(args: Namespace) -> tuple[str | None, str | None]:
     """train and validation, or None for the one that the folder lacks; a named dataset is taken to have both."""
     def is_there(names: tuple[str, ...]) -> bool:
-        paths = (Path(args.source, name + suffix) for name in names for suffix in ('', '.tar'))
+        suffixes = ('', '.tar', *(LISTS if args.videos or args.frames else ()))
+        paths = (Path(args.source, name + suffix) for name in names for suffix in suffixes)
         return bool(args.dataset) or any(path.exists() for path in paths)
     return 'train' if is_there(TRAIN_NAMES) else None, 'validation' if is_there(VALIDATION_NAMES) else None

@@ -1,4 +1,4 @@
-"""Read and decode every image of a dataset, and list those that training would skip.
+"""Read and decode every image or video of a dataset, and list those that training would skip.
 
 Exit status: 0 when all are good, 1 when some are bad, 2 when the data or the options cannot be used.
 """
@@ -23,6 +23,7 @@ EXAMPLE = """example:
   python tools/scan_dataset.py imagenet
   python tools/scan_dataset.py imagenet --split validation --workers 16 --output bad_samples.csv
   python tools/scan_dataset.py VOCdevkit --dataset voc --split train_aug
+  python tools/scan_dataset.py kinetics --videos
   python tools/scan_dataset.py cache --dataset hfds/imagenet-1k --split train
 """
 
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('data_dir', metavar='D', help='dataset root: with train/ and validation/, or class folders')
     parser.add_argument('--dataset', default='', metavar='NAME',
                         help='as in train.py: empty for folders, or hfds/…, or voc, ade20k, … (docs/transfer.md)')
+    parser.add_argument('--videos', action='store_true', help='the data are videos, as for --task video of train.py')
     parser.add_argument('--split', metavar='S', help='only this split [train and validation, where there are such]')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, metavar='N', help='processes [all cores]')
     parser.add_argument('--output', metavar='FILE', help='also write a CSV there: name, reason')
@@ -46,25 +48,26 @@ def main(argv: list[str] | None = None) -> None:
         limits = {name: check_value(name, value, 'command line')
                   for name, value in vars(args).items() if name in LIMITS}
         recipe = Recipe(data_dir=args.data_dir, dataset=args.dataset, workers=args.workers, **limits)
-        if not run_scan(recipe, args.split, args.output):
+        if not run_scan(recipe, args.split, args.output, args.videos):
             raise SystemExit(1)
 
 
-def run_scan(recipe: Recipe, split: str | None, output: str | None) -> bool:
-    """Print and collect the bad images of a split (None: of all there are), and say whether there are none."""
-    splits, missing = open_splits(recipe, split)
+def run_scan(recipe: Recipe, split: str | None, output: str | None, are_videos: bool = False) -> bool:
+    """Print and collect the bad samples of a split (None: of all there are), and say whether there are none."""
+    splits, missing = open_splits(recipe, split, are_videos)
     for error in missing:
         print(f'not scanned: {error}', file=sys.stderr)
     left_out = [row for samples in splits.values() for row in samples.left_out]
     bad = BadSamples(Path(output), sys.maxsize, resumed=False, left_out=left_out) if output else None
     num_bad = 0
-    for name, reason in find_bad_images(splits, recipe.data_dir, num_workers(recipe.workers), create_limits(recipe)):
+    for name, reason in find_bad_images(
+            splits, recipe.data_dir, num_workers(recipe.workers), create_limits(recipe), are_videos):
         num_bad += 1
         line = f'{name}: {reason}'.encode(errors='surrogateescape')  # names need not be UTF-8
         tqdm.write(line.decode(errors='backslashreplace'), file=sys.stdout)
         if bad is not None:
             bad.add(name, reason)
-    print(f'{sum(map(len, splits.values()))} images, {num_bad} bad')
+    print(f'{sum(map(len, splits.values()))} {"videos" if are_videos else "images"}, {num_bad} bad')
     for name, samples in splits.items():
         if samples.left_out:
             print(f'left out of {name}: {summary(samples.left_out)}')

@@ -125,6 +125,7 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
     _, validation_set, recipe = build_data(
         recipe, task, device, need_training=False, known=known_classes(content, path), source=str(path))
     model, data_config = build_model(recipe, device, task)
+    data_config = task.eval_config(data_config)
     weights = 'state_dict_ema' if content.get('state_dict_ema') else 'state_dict'
     load_weights(model, content[weights], describe(path, content))
     loader = create_eval_loader(validation_set, recipe, data_config, task, model.num_classes, device)
@@ -132,7 +133,7 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
     bad = dict(device.gather(loader.take_problems()))
     results = dict(
         model=recipe.model, weights='ema' if weights == 'state_dict_ema' else 'raw', **task.results(metrics),
-        num_samples=metrics['num_samples'], param_count=round(count_parameters(model), 2),
+        num_samples=metrics['num_samples'], num_bad=len(bad), param_count=round(count_parameters(model), 2),
         img_size=data_config['input_size'][-1],
         **create_record(recipe, data_config, num_present(validation_set) or model.num_classes, path,
                         content.get('args')),
@@ -141,9 +142,9 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
         for name, reason in bad.items():
             print(f'bad sample, not counted: {name}: {reason}')
         output = path.with_name(path.name.removesuffix(SUFFIX) + '.eval.json')
+        what = f'{metrics["num_samples"]} {task.noun}s at {results["img_size"]} px'
         print('  '.join([*(metric.text(metrics[metric.name]) for metric in task.metrics),
-                         f'({results["weights"]} weights, {metrics["num_samples"]} images at {results["img_size"]} px)',
-                         str(output)]))
+                         f'({results["weights"]} weights, {what})', str(output)]))
         try:
             with atomic_write(output) as file:
                 json.dump(results, file, indent=2)

@@ -7,12 +7,14 @@ import timm
 import torch
 from torch import nn
 
-from timm_rs.data.datasets import create_datasets
+from timm_rs.data.datasets import create_datasets, open_split
+from timm_rs.data.samples import AnyDataset
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import BLOCK, Recipe, RecipeError, fields_of, nearest
 from timm_rs.recipe.reading import check_value
-from timm_rs.transforms.create import Transform, create_transform
+from timm_rs.transforms.create import create_transform
+from timm_rs.transforms.sample import SampleTransform
 
 
 class Metric(NamedTuple):
@@ -50,6 +52,7 @@ class Task:
 
     Attributes:
         name: of its block of knobs in a recipe.
+        noun: what a sample is called.
         Knobs: dataclass of its own knobs, each declared by `knob(...)`; None if it has none.
         metrics: what evaluation gives. The first is what `model_best` is chosen by unless `eval_metric` names another.
         blank: the target of a sample that does not count, of the kind that `encoder` gives.
@@ -61,6 +64,7 @@ class Task:
     """
 
     name: ClassVar[str]
+    noun: ClassVar[str] = 'image'
     Knobs: ClassVar[type | None] = None
     metrics: tuple[Metric, ...]
     blank: ClassVar[Any]
@@ -90,14 +94,27 @@ class Task:
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
     ) -> tuple[Any | None, Any | None, int | None]:
         """Training and validation data, and how many outputs the model needs for them; see `data.datasets`."""
-        return create_datasets(recipe, need_training, known, source)
+        return create_datasets(recipe, need_training, known, source, self.open_split)
+
+    def open_split(self, recipe: Recipe, split: str, is_training: bool) -> AnyDataset:
+        """One split of the data. Raises UserError where it cannot be used."""
+        return open_split(recipe, split, is_training)
 
     def classes(self, dataset: Any) -> dict[Any, int]:
         """Names of the model's outputs, by the data: name -> index. Empty where outputs have no names."""
         return {}
 
-    def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
-        """What makes pixels of an encoded image."""
+    def eval_config(self, data_config: dict[str, Any]) -> dict[str, Any]:
+        """timm's data configuration, for evaluation."""
+        return data_config
+
+    def shape(self, data_config: dict[str, Any], is_training: bool) -> tuple[int, ...]:
+        """Of what `create_transform` makes: (H, W, C) of an image, (T, H, W, C) of a clip, (views, T, H, W, C)."""
+        channels, height, width = data_config['input_size']
+        return height, width, channels
+
+    def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> SampleTransform:
+        """What makes pixels of a sample and a seed, and its target as it is for them."""
         return create_transform(recipe, data_config, is_training)
 
     def encoder(self, num_outputs: int) -> Callable[[Any], Any]:
@@ -107,7 +124,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def blank_of(self, transform: Transform) -> Any:
+    def blank_of(self, transform: Any) -> Any:
         """`blank`, of the shape that `transform` gives targets."""
         return self.blank
 
@@ -132,7 +149,10 @@ class Task:
         """Move what `loss` needs."""
 
     def forward(self, model: nn.Module, images: torch.Tensor, targets: Any) -> Any:
-        """Outputs for `images` (N, C, H, W), under autocast. Targets are for models that make their loss themselves."""
+        """Outputs for `images` (N, C, H, W), under autocast. Targets are for models that make their loss themselves.
+
+        Where samples have several views, there are as many images of each, one after the other.
+        """
         return model(images)
 
     def loss(self, outputs: Any, targets: Any) -> torch.Tensor:

@@ -68,7 +68,8 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
     device.say(
         f'{recipe.model}: {count_parameters(training.model):.2f} M parameters, '
         f'{training.data_config["input_size"][-1]} px, {training.model.num_classes} classes, {len(train_set)} training '
-        f'images; lr {training.optimizer.defaults["lr"]:.4g}; {device.num_devices} x {device.torch_device}; '
+        f'{training.task.noun}s; lr {training.optimizer.defaults["lr"]:.4g}; '
+        f'{device.num_devices} x {device.torch_device}; '
         + (f'epochs {position.epoch + 1} to {training.num_epochs}' if position.epoch < training.num_epochs
            else 'nothing left to train') + f'\neverything is written to {folder}')
     if isinstance(train_set, Mixture):

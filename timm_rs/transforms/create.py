@@ -21,6 +21,7 @@ from timm_rs.transforms.crops import Flip, OnPil, RandomResizedCrop, ResizedCent
 from timm_rs.transforms.decode import DEFAULT_LIMITS, Limits, Picture, Pixels, open_picture
 from timm_rs.transforms.official_crops import EvalCrop, OfficialEvalCrop, OfficialTrainCrop, TrainCrop
 from timm_rs.transforms.official_randaugment import RandAugment
+from timm_rs.transforms.sample import SampleTransform
 
 CropStep: TypeAlias = Callable[[Picture, Rng], Pixels]
 PixelStep: TypeAlias = Callable[[Pixels, Rng], Pixels]
@@ -30,7 +31,7 @@ SETTINGS = 'the augmentation settings (aa, scale, ratio, train_interpolation, â€
 MODES = {'L': 1, 'LA': 2, 'RGB': 3, 'YCbCr': 3, 'HSV': 3, 'RGBA': 4, 'CMYK': 4}
 
 
-class Transform:
+class Transform(SampleTransform):
     """An encoded (or PIL) image and a seed -> (height, width, channels) uint8; the same for the same seed.
 
     Raises `decode.BadImage` for an image that cannot be used.
@@ -49,10 +50,6 @@ class Transform:
             for step in self.steps:
                 pixels = step(pixels, rng)
             return pixels
-
-    def with_target(self, source: bytes | Image.Image, target: Any, seed: int) -> tuple[Pixels, Any]:
-        """The pixels, and the target as it is for them."""
-        return self(source, seed), target
 
 
 def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> Transform:
@@ -85,8 +82,8 @@ def create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: b
 def _check_images(model: str, mode: str, data_config: dict[str, Any]) -> None:
     """Raise UserError for a network that takes clips, or whose channels images of Pillow's `mode` do not have."""
     if 'num_frames' in data_config:
-        raise UserError(f'{model} takes clips of {data_config["num_frames"]} frames, and here are images: use a '
-                        'network for images, or a task of your own that makes clips')
+        raise UserError(f'{model} takes clips of {data_config["num_frames"]} frames, and here are images: say '
+                        '--task video where the data are videos, or use a network for images')
     check_mode(mode, data_config['input_size'][0])
 
 

@@ -103,12 +103,12 @@ def open_picture(source: bytes | Image.Image, mode: str = 'RGB', limits: Limits 
     is no image of `FORMATS`, or beyond the `limits` or `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     if isinstance(source, Image.Image):
-        _check_size(source.height, source.width, limits)
+        check_size(source.height, source.width, limits)
         return _PillowPicture(source, mode)
     frame = _find_frame(source) if mode == 'RGB' else None
     if not frame:
         return _PillowPicture(open_with_pillow(source, limits), mode)
-    _check_size(*frame[1:3], limits)
+    check_size(*frame[1:3], limits)
     if not frame[3]:  # of those with all channels in the first scan, libjpeg reads no other
         _check_scans(source, limits)
     return _JpegPicture(source, *frame, limits)
@@ -122,12 +122,12 @@ def open_with_pillow(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Imag
         _check_scans(data, limits)
     with pillow_deciding():
         image = Image.open(io.BytesIO(data), formats=list(FORMATS))
-    _check_size(image.height, image.width, limits)
+    check_size(image.height, image.width, limits)
     if image.info.get('compression') == 'jpeg':  # a TIFF, whose parts are JPEGs
         parts = max(len(image.tag_v2.get(tag, ())) for tag in _OFFSETS)  # type: ignore[attr-defined]
         _check_scans(data, limits._replace(scans=parts * limits.scans), is_jpeg=False)
     if image.tile and image.tile[0][0] == 'bmp_rle':  # by Python, as slow as that many scans
-        _check_size(image.height, image.width, limits, limits.scans)
+        check_size(image.height, image.width, limits, limits.scans)
     return image
 
 
@@ -276,7 +276,8 @@ def pillow_deciding() -> Iterator[None]:
             raise BadImage('truncated' if 'truncated' in reason.lower() else reason) from error
 
 
-def _check_size(height: int, width: int, limits: Limits, scans: int = 1) -> None:
+def check_size(height: int, width: int, limits: Limits, scans: int = 1) -> None:
+    """Raise BadImage for more pixels than the limits, or else Pillow, allow an image that is decoded `scans` times."""
     allowed = Image.MAX_IMAGE_PIXELS if limits.pixels is None else limits.pixels
     if allowed is not None and height * width * scans > allowed:
         raise BadImage(f'{width} x {height} pixels, more than the {allowed // scans} allowed')

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from timm_rs.transforms.create import Transform
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Pixels, open_picture, resize
+from timm_rs.transforms.sample import SampleTransform
 
 OUTSIDE = -1  # in targets, where there is no image
 
@@ -30,7 +30,7 @@ def check_same_size(picture: Picture, target: torch.Tensor) -> None:
         raise BadImage(f'it has {here[0]} x {here[1]} pixels, and its labels {there[0]} x {there[1]}{hint}')
 
 
-class JointTransform(Transform):
+class JointTransform(SampleTransform):
     """An encoded (or PIL) image, its target (H, W) and a seed -> pixels (height, width, C) uint8, and their target.
 
     In training: a flip, the image scaled to fit a box of a random share of `size`, then a window of `size` at random,

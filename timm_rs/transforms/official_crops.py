@@ -131,14 +131,15 @@ class OfficialEvalCrop:
 
 def sample_crop(
         height: int, width: int, rng: np.random.Generator,
-        scale: tuple[float, float] = (0.08, 1), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Box | None:
+        scale: tuple[float, float] = (0.08, 1), ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        attempts: int = ATTEMPTS) -> Box | None:
     """A random box, or None where the release takes the centre crop: no attempt succeeded, or one took everything.
 
     The aspect ratio is drawn uniformly (timm: its logarithm), and then the height between those of the least and
     the greatest area (timm: the area). Boxes below `MIN_COVERED` of the image count as failed.
     """
     min_area, max_area = (share * height * width for share in scale)
-    for _ in range(ATTEMPTS):
+    for _ in range(attempts):
         aspect = rng.uniform(*ratio)
         low, high = (round((area / aspect) ** 0.5) for area in (min_area, max_area))
         if round(high * aspect) > width:

@@ -17,8 +17,10 @@ from timm_rs.containers.archives import load_arrays
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write
 from timm_rs.progress import track
+from timm_rs.transforms.frames import JOINED, VIDEO_SUFFIXES
 
 IMAGE_KEYS = 'jpg;jpeg;png;webp'  # timm's, and jpeg
+VIDEO_KEYS = ';'.join([*(suffix[1:] for suffix in VIDEO_SUFFIXES), JOINED])
 BLOCK = tarfile.BLOCKSIZE
 MAX_CLASSES = 10_000_000  # what is beyond is no label
 MAX_LABEL_BYTES = 1 << 20  # of a .cls or .json

@@ -3,26 +3,25 @@
 import contextlib
 import functools
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
 import re
 import tarfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from timm_rs.data.samples import Samples
+from timm_rs.data.shards.encoding import FRAMES, IMAGES, KINDS, Encoded, Encoder
 from timm_rs.data.shards.index import (
     BLOCK,
     IMAGE_KEYS,
+    VIDEO_KEYS,
     Index,
     index_path,
     join_indices,
@@ -37,13 +36,11 @@ from timm_rs.data.workers import end_with
 from timm_rs.errors import UserError
 from timm_rs.files import atomic_write, sha256_of, write_csv
 from timm_rs.progress import track
-from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, open_picture, open_with_pillow
 
 # 8192 photos of 288 px are about 270 MB, and 2048 of ImageNet's originals are about as much.
-SAMPLES_PER_SHARD, ORIGINALS_PER_SHARD = 8192, 2048
+SAMPLES_PER_SHARD, ORIGINALS_PER_SHARD, VIDEOS_PER_SHARD = 8192, 2048, 256
 MIN_SHARDS = 8  # or there is little to shuffle, and nothing to share out among the workers of timm's reader
 READ_AHEAD = 16  # samples that travel together from a packing process
-KEPT_FORMATS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp'}
 
 
 class Packed(NamedTuple):
@@ -56,7 +53,8 @@ class Packed(NamedTuple):
 
 
 def pack(samples: Samples, destination: str | Path, split: str, short_side: int = 288, quality: int = 90,
-         num_shards: int | None = None, seed: int = 0, workers: int = 0, source: str = '') -> Packed:
+         num_shards: int | None = None, seed: int = 0, workers: int = 0, source: str = '', kind: str = IMAGES
+         ) -> Packed:
     """Write `samples` as the shards SPLIT-000000.tar … of `destination`, with a manifest, and `_info.json` for timm.
 
     Images are shrunk to `short_side` pixels (antialiased bicubic) and encoded as RGB JPEG with `quality` and halved
@@ -64,6 +62,9 @@ def pack(samples: Samples, destination: str | Path, split: str, short_side: int 
     With `short_side` 0 all JPEG, PNG and WebP files keep their bytes, and others become PNG. As in timm, EXIF rotation
     is not applied. The order is shuffled once by `seed`: training reads shards from front to back, and would otherwise
     see class after class. The bytes written do not depend on the number of processes, `workers` (0: this one).
+
+    Of the other `KINDS`, videos are files that keep their bytes, and frames are videos as JPEGs made like images, all
+    of a video in one member. Folders of frames become such members in both, in the former with their bytes.
 
     Started again after it was stopped, it goes on with the first shard that is not there. Images that cannot be read
     are left out and listed in `bad_samples.csv`. Raises UserError when the folder holds something else, was packed
@@ -73,11 +74,15 @@ def pack(samples: Samples, destination: str | Path, split: str, short_side: int 
     keys = keys_of(samples)
     if num_shards is None:
         num_shards = min(max(MIN_SHARDS, math.ceil(
-            len(samples) / (SAMPLES_PER_SHARD if short_side else ORIGINALS_PER_SHARD))), len(samples))
-    _check_settings(samples, split, short_side, quality, num_shards)
+            len(samples) / (VIDEOS_PER_SHARD if kind != IMAGES else
+                            SAMPLES_PER_SHARD if short_side else ORIGINALS_PER_SHARD))), len(samples))
+    _check_settings(samples, split, short_side, quality, num_shards, kind)
     settings = dict(
         short_side=short_side, quality=quality, num_shards=num_shards, seed=seed, num_samples=len(samples),
         names_sha256=hashlib.sha256('\n'.join(keys).encode(errors='surrogateescape')).hexdigest())
+    if kind != IMAGES:
+        settings['kind'] = kind
+    member_keys = (IMAGE_KEYS if kind == IMAGES else VIDEO_KEYS).split(';')
     classes = {str(name): int(index) for name, index in samples.classes.items()}
     with _write_errors(destination), _one_packer(destination):
         manifest = _start_manifest(destination, split, settings, classes, source)
@@ -85,7 +90,7 @@ def pack(samples: Samples, destination: str | Path, split: str, short_side: int 
         old = load_index(index_path(destination, split))
         if parts or old is None or old.shards.tolist() != list(manifest['shards']):
             save_index(index_path(destination, split), join_indices([
-                parts.get(shard) or scan_shard(destination, shard, IMAGE_KEYS.split(';'), '')
+                parts.get(shard) or scan_shard(destination, shard, member_keys, '')
                 for shard in track(manifest['shards'], f'indexing {split}')]))
         _write_info(destination, split, manifest)
         _write_bad_samples(destination)
@@ -118,13 +123,15 @@ def _sha256(path: Path) -> str | None:
     return None
 
 
-def _check_settings(samples: Samples, split: str, short_side: int, quality: int, num_shards: int) -> None:
+def _check_settings(samples: Samples, split: str, short_side: int, quality: int, num_shards: int, kind: str) -> None:
     if not len(samples):
         raise UserError(f'split {split} has no images to pack')
     if not re.fullmatch(r'[\w-]+', split) or 'tar' in split:  # timm takes such a split for a file name
         raise UserError(f"split '{split}' cannot name shards: use letters, digits, - and _, and not the word tar")
     if short_side < 0:
         raise UserError(f'short side {short_side}: give pixels, or 0 to keep all images as they are')
+    if kind not in KINDS or kind == FRAMES and not short_side:
+        raise UserError(f'{kind} with short side {short_side}: {", ".join(KINDS)} are packed, and frames need pixels')
     if not 1 <= quality <= 100:
         raise UserError(f'JPEG quality {quality}: give 1 to 100')
     if not 1 <= num_shards <= len(samples):
@@ -212,7 +219,8 @@ def _write_shards(samples: Samples, keys: list[str], destination: Path, split: s
     if not todo:
         return {}
     encoded = iter(track(itertools.chain.from_iterable(DataLoader(
-        _Encoder(samples, settings['short_side'], settings['quality']), batch_size=READ_AHEAD, num_workers=workers,
+        Encoder(samples, settings['short_side'], settings['quality'], settings.get('kind', IMAGES)),
+        batch_size=1 if 'kind' in settings else READ_AHEAD, num_workers=workers,
         sampler=np.concatenate(list(todo.values())).tolist(), collate_fn=list,
         worker_init_fn=functools.partial(end_with, os.getpid()))),
         f'packing {split}', total=sum(map(len, todo.values()))))
@@ -227,7 +235,7 @@ def _write_shards(samples: Samples, keys: list[str], destination: Path, split: s
     return parts
 
 
-def _write_shard(path: Path, names: list[tuple[str, str]], encoded: Iterator['_Encoded']
+def _write_shard(path: Path, names: list[tuple[str, str]], encoded: Iterator[Encoded]
                  ) -> tuple[dict[str, Any], list[tuple[int, int, int, str]]]:
     """Write the next of `encoded` under their names; the manifest's entry, and what the index needs."""
     written, bad = [], []
@@ -269,67 +277,6 @@ class _TarWriter:
         self.file.write(content)
         self.digest.update(content)
         self.position += len(content)
-
-
-class _Encoded(NamedTuple):
-    content: bytes
-    extension: str
-    target: int
-    reason: str  # why the image is bad, or empty
-
-
-class _Encoder(Dataset[_Encoded]):
-    """The images of `samples` as they go into shards; a map-style dataset for torch's DataLoader."""
-
-    def __init__(self, samples: Samples, short_side: int, quality: int):
-        self.samples, self.short_side, self.quality = samples, short_side, quality
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> _Encoded:
-        try:
-            with warnings.catch_warnings(), DEFAULT_LIMITS.in_time():
-                warnings.simplefilter('ignore')  # PIL's, of metadata it does not understand
-                source, target = self.samples.read(index)
-                content, extension = encode(source, self.short_side, self.quality)
-        except UserError:
-            raise
-        except Exception as error:  # damaged files raise whatever a decoder stumbles over
-            return _Encoded(b'', '', -1, _reason(error))
-        if not isinstance(target, (int, np.integer)):
-            raise UserError(f'{self.samples.name(index)} has the label {target}; shards hold one class index per image')
-        return _Encoded(content, extension, int(target), '')
-
-
-def _reason(error: Exception) -> str:
-    cause = error.__cause__ if isinstance(error, BadImage) else error
-    if isinstance(cause, UnidentifiedImageError):  # PIL's message has an address in memory, which is never the same
-        return 'not an image, or of an unknown kind'
-    return f'{type(cause).__name__}: {cause}' if cause else str(error)
-
-
-def encode(source: bytes | Image.Image, short_side: int, quality: int) -> tuple[bytes, str]:
-    """The bytes and the file extension under which `pack` stores an image; raises what PIL raises for a bad one."""
-    image = source if isinstance(source, Image.Image) else open_with_pillow(source)
-    image.load()  # all of it: what is kept as it is must be whole too
-    if isinstance(source, bytes):
-        is_ready = (image.format == 'JPEG' and not image.info.get('progressive') and image.mode in ('L', 'RGB')
-                    and min(image.size) <= short_side)
-        if is_ready or (not short_side and image.format in KEPT_FORMATS):
-            return source, KEPT_FORMATS[str(image.format)]
-    content = io.BytesIO()
-    if short_side or image.mode not in ('L', 'RGB'):
-        image = Image.fromarray(open_picture(image).pixels())  # the pixels that training sees, also of 16-bit images
-    if not short_side:
-        image.save(content, 'PNG')
-        return content.getvalue(), 'png'
-    scale = short_side / min(image.size)
-    if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    image.save(content, 'JPEG', quality=quality, subsampling='4:2:0', comment=b'')
-    return content.getvalue(), 'jpg'
 
 
 def _write_info(destination: Path, split: str, manifest: dict[str, Any]) -> None:

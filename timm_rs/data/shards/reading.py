@@ -16,6 +16,7 @@ from timm_rs.data.shards.index import (
     COMPRESSED,
     IMAGE_KEYS,
     MAX_CLASSES,
+    VIDEO_KEYS,
     Index,
     NotOneNumber,
     cached_index,
@@ -102,8 +103,8 @@ def is_packed(root: str | Path) -> bool:
     return any(Path(root).glob('*-manifest.json'))
 
 
-def open_shards(root: str | Path, split: str, input_key: str | None = None, target_key: str | None = None
-                ) -> ShardSamples | None:
+def open_shards(root: str | Path, split: str, input_key: str | None = None, target_key: str | None = None,
+                are_videos: bool = False) -> ShardSamples | None:
     """The samples of a split, or None for what only a stream can read (remote, piped or compressed shards, labels
     that are more than one number).
 
@@ -115,13 +116,13 @@ def open_shards(root: str | Path, split: str, input_key: str | None = None, targ
     root = Path(root)
     if _NOT_A_FILE.match(str(root)) or (target_key and ',' in target_key):
         return None
+    keys = VIDEO_KEYS if are_videos else IMAGE_KEYS
     if manifest_path(root, split).exists():
-        return _open_packed(root, split)
+        return _open_packed(root, split, keys.split(';'), are_videos)
     shards, label_key = _listed_shards(root, split)
     if any(_NOT_A_FILE.match(shard) or shard.endswith(COMPRESSED) for shard in shards):
         return None
-    image_keys = input_key.split(';') if input_key else IMAGE_KEYS.split(';')
-    label_key = target_key or label_key
+    image_keys, label_key = (input_key or keys).split(';'), target_key or label_key
     identity = json.dumps([shards, image_keys, label_key]).encode()
     try:
         index = cached_index(root, root / f'.index-{hashlib.sha256(identity).hexdigest()[:12]}.npz',
@@ -135,8 +136,11 @@ def open_shards(root: str | Path, split: str, input_key: str | None = None, targ
     return ShardSamples(root, index)
 
 
-def _open_packed(root: Path, split: str) -> ShardSamples:
+def _open_packed(root: Path, split: str, image_keys: list[str], are_videos: bool) -> ShardSamples:
     manifest = read_manifest(root, split)
+    if are_videos != ('kind' in manifest['settings']):
+        raise UserError(f'{root} has packed images: leave out --task video' if are_videos else
+                        f'{root} has packed videos: give --task video')
     missing = manifest['settings']['num_shards'] - len(manifest['shards'])
     if missing:
         raise UserError(f'{root}: packing of {split} is not finished, {missing} shards are missing; '
@@ -149,7 +153,7 @@ def _open_packed(root: Path, split: str) -> ShardSamples:
     def fits(index: Index) -> bool:
         return index.counts.tolist() == counts and bool((index.targets < num_classes).all())
 
-    index = cached_index(root, index_path(root, split), list(manifest['shards']), IMAGE_KEYS.split(';'), '', fits,
+    index = cached_index(root, index_path(root, split), list(manifest['shards']), image_keys, '', fits,
                          by_time=False)  # a copied pack is as good, and its sizes are those of the manifest
     if not fits(index):
         raise UserError(f'{root}: the shards of {split} do not hold as many images, or other labels, than '
