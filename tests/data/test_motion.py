@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from timm_rs.data import builtin
 from timm_rs.data.builtin import Images, write_builtin
@@ -10,7 +9,7 @@ from timm_rs.data.motion import KINDS, NUM_FRAMES, SIZE, moving
 from timm_rs.data.videos import open_folder
 from timm_rs.transforms.frames import open_video, write_video
 
-DIGITS = np.uint8(np.round(load_digits().images[:8] * (255 / 16)))
+DIGITS = np.random.default_rng(0).integers(0, 256, (8, 8, 8), np.uint8)
 
 
 @pytest.mark.parametrize('kind', KINDS)

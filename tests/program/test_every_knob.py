@@ -74,7 +74,7 @@ def values_of(name):
             yield from numbers
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.filterwarnings('ignore')
 def test_every_knob_at_and_beyond_its_bounds(tmp_path, capsys, monkeypatch, request):
     monkeypatch.chdir(tmp_path)

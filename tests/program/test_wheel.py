@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 # A smaller network than the quickstart's, and two updates for its 1,437 images.
 QUICK = ['--recipe', 'quickstart', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32', '--device',
          'cpu', '--workers', '1', '--batch-size', '718', '--epochs', '1', '--warmup-epochs', '0']

@@ -15,7 +15,6 @@ from test_resume import assert_same_run
 from timm_rs.programs import train
 from timm_rs.training.runlog import Progress
 
-pytest.importorskip('torch_xla', reason='needs torch_xla, and the torch that goes with it', exc_type=ImportError)
 pytestmark = [pytest.mark.xla, pytest.mark.timeout(900)]
 SMALL = ['--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32',
          '--workers', '0', '--epochs', '2', '--warmup-epochs', '0', '--checkpoint-interval-minutes', '0']
@@ -27,6 +26,11 @@ HARD = ['--drop', '0.2', '--drop-path', '0.1', '--mixup', '0.2', '--cutmix', '1.
 CURVE = ['--recipe', 'train_recipes/quickstart.yaml', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125',
          'act_layer=silu', '--img-size', '32', '--epochs', '3', '--lr', '0.02', '--drop', '0', '--workers', '0',
          '--val-split', '', '--log-interval', '1', '--bn-group-size', '16']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def torch_xla():
+    pytest.importorskip('torch_xla', reason='needs torch_xla, and the torch that goes with it', exc_type=ImportError)
 
 
 def batch(num_devices: int, num_images: int = 8) -> list[str]:

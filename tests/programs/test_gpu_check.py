@@ -136,7 +136,7 @@ def test_bad_arguments_are_one_line(capsys, monkeypatch, argv, words):
     assert words in failure(tool, capsys, *argv)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_every_part_runs_in_small(tmp_path):
     command = [sys.executable, ROOT / 'tools/gpu_check.py', '--dry-run', '--minutes', '14', '--output', tmp_path]

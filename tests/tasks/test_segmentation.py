@@ -5,8 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from annotated_trees import write_voc
-from sklearn.metrics import jaccard_score
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
@@ -38,6 +36,7 @@ def evaluated(logits, targets, batch=4):
 
 @pytest.mark.parametrize('absent', [(), (3,), (0, 5)])
 def test_miou_is_scikit_learns_over_the_whole_set(absent):
+    from sklearn.metrics import jaccard_score
     logits, targets, said = random_case(absent)
     counts = targets.numpy() != VOID
     expected = 100 * jaccard_score(targets.numpy()[counts], said[counts], average='macro')
@@ -56,6 +55,7 @@ def test_bands_of_rows_give_what_all_rows_give(monkeypatch):
 
 @pytest.mark.parametrize('absent', [(), (3,), (0, 5)])
 def test_miou_is_torchmetrics(absent):
+    from torchmetrics.classification import MulticlassJaccardIndex
     logits, targets, said = random_case(absent)
     metric = MulticlassJaccardIndex(CLASSES, ignore_index=VOID)
     expected = metric(torch.from_numpy(said), targets.long())

@@ -6,6 +6,7 @@ defaults equal timm's parser defaults.
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from typing import Any
@@ -315,6 +316,7 @@ class Recipe:
         return self.input_size[0] if self.input_size else self.in_chans
 
 
+@functools.cache
 def fields_of(declared: type) -> dict[str, dataclasses.Field[Any]]:
     """The knobs that a dataclass declares, by name."""
     return {field.name: field for field in dataclasses.fields(declared) if field.metadata}
@@ -323,6 +325,7 @@ def fields_of(declared: type) -> dict[str, dataclasses.Field[Any]]:
 FIELDS = fields_of(Recipe)
 
 
+@functools.cache  # a recipe asks for all of them
 def value_type(name: str, declared: type = Recipe) -> tuple[type, type | None, bool]:
     """(container or scalar type, element type of a list, may be null) of a knob of a dataclass."""
     hint, optional = typing.get_type_hints(declared)[name], False
