@@ -82,6 +82,14 @@ def test_fashion_mnist_is_read_from_the_files_of_its_package(tmp_path, monkeypat
         np.testing.assert_array_equal(image, pixels[int(name[-8:-4])])
 
 
+@pytest.mark.skipif(not builtin.FASHION_MNIST.is_dir(), reason='apt-get install dataset-fashion-mnist')
+def test_the_installed_fashion_mnist_is_whole_and_balanced():
+    images = builtin.load_fashion_mnist()
+    assert images.pixels.shape == (70_000, 28, 28) and images.pixels.max() == 255
+    assert np.bincount(images.labels[~images.is_validation]).tolist() == 10 * [6000]
+    assert np.bincount(images.labels[images.is_validation]).tolist() == 10 * [1000]
+
+
 def test_few_labels_are_drawn_by_the_seed_and_all_other_images_are_the_pool(tmp_path):
     def written(seed):
         folder = write_builtin('digits-10', tmp_path / str(seed), seed)
