@@ -28,6 +28,7 @@ from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Task
 from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
 from timm_rs.training.ema import create_ema
+from timm_rs.training.pretrained import check_hub
 from timm_rs.training.schedule import create_optimizer, create_schedule
 from timm_rs.training.state import StepSettings, Training
 from timm_rs.transforms.create import check_mode
@@ -170,6 +171,8 @@ def create_network(recipe: Recipe, task: Task) -> tuple[Any, dict[str, Any]]:
     with blaming(f'model {recipe.model} cannot be built'):
         for module in recipe.device_modules or ():
             importlib.import_module(module)
+        if recipe.pretrained and not overlay:
+            check_hub(recipe.model)
         if recipe.fast_norm:
             set_fast_norm()
         model: Any = task.create_model(

@@ -1,0 +1,52 @@
+"""Published weights, which timm fetches: from the cache or the Hub, else a sentence at once that names other ways."""
+
+import socket
+import urllib.parse
+import urllib.request
+
+import timm
+from huggingface_hub import constants, try_to_load_from_cache
+
+from timm_rs.errors import UserError
+
+PATIENCE = 5.0  # seconds until the Hub is out of reach; its own library tries for more than a minute
+FILES = 'model.safetensors', 'pytorch_model.bin'
+
+
+def check_hub(model: str) -> None:
+    """Raise UserError where timm would fetch the weights of `model` from a Hub that cannot be reached."""
+    if not (repository := _repository(model)) or _is_cached(repository):
+        return
+    if constants.HF_HUB_OFFLINE:
+        reason = 'HF_HUB_OFFLINE forbids to fetch them'
+    elif problem := _unreachable(constants.ENDPOINT):
+        reason = f'{constants.ENDPOINT} cannot be reached ({problem})'
+    else:
+        return
+    raise UserError(
+        f'the weights of {model} are not in the cache {constants.HF_HUB_CACHE}, and {reason}: give a file of them '
+        f'(train.py --pretrained-path FILE), or copy the cache of a machine that has fetched them (HF_HOME says where it is, and '
+        'HF_HUB_OFFLINE=1 uses nothing else)')
+
+
+def _repository(model: str) -> str:
+    if model.startswith('hf-hub:'):
+        return model.removeprefix('hf-hub:').partition('@')[0]
+    cfg = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    return (cfg and cfg.hf_hub_id) or ''
+
+
+def _is_cached(repository: str) -> bool:
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in FILES)
+
+
+def _unreachable(endpoint: str) -> str:
+    """Why nothing answers at `endpoint`; empty where something does, and behind a proxy, which alone can tell."""
+    url = urllib.parse.urlsplit(endpoint)
+    if urllib.request.getproxies().get(url.scheme):
+        return ''
+    try:
+        socket.create_connection((url.hostname or '', url.port or socket.getservbyname(url.scheme)), PATIENCE).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ''
