@@ -25,8 +25,8 @@ def check_hub(model: str) -> None:
         return
     raise UserError(
         f'the weights of {model} are not in the cache {constants.HF_HUB_CACHE}, and {reason}: give train.py '
-        'a file of them (--pretrained-path FILE), or copy the cache of a machine that has fetched them (its place is HF_HOME, and '
-        'HF_HUB_OFFLINE=1 uses nothing else)')
+        'a file of them (--pretrained-path FILE), or copy the cache of a machine that has fetched them (its place is '
+        'HF_HOME, and HF_HUB_OFFLINE=1 uses nothing else)')
 
 
 def _repository(model: str) -> str:
