@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from timm_rs.errors import escape_unknown_letters
@@ -79,12 +79,17 @@ class KeyValues(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
-class Switch(argparse.BooleanOptionalAction):
-    """`--amp` and `--no-amp`. Of a knob that begins with no itself, such as no_aug, Python would take both for off."""
+class Switch(argparse.Action):
+    """`--amp` and `--no-amp`; of a knob that begins with no itself `--no-aug` and `--aug`."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
+        on = option_strings[0]
+        self.off = on.replace('--no-', '--', 1) if on.startswith('--no-') else on.replace('--', '--no-', 1)
+        super().__init__([*option_strings, self.off], dest, nargs=0, **kwargs)
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, option_string == self.option_strings[0])
+        setattr(namespace, self.dest, option_string != self.off)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
