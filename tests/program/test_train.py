@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import ROOT, TINY, write_images
+from conftest import ROOT, TINY, assert_equal, write_images
 from PIL import Image
 from timm.models import load_checkpoint
 
@@ -206,6 +206,23 @@ def test_a_recipes_bfloat16_is_for_devices_that_have_it(
     assert yaml.safe_load((tmp_path / 'runs/a/args.yaml').read_text())['amp']  # goes on as it is on other devices
 
 
+def test_frozen_parts_keep_every_bit_and_the_run_goes_on_as_ever(run, tiny_run, image_folder, tmp_path):
+    arguments = [*TINY, '--data-dir', image_folder, '--pretrained-path', tiny_run / 'last.pth.tar', '--freeze',
+                 'backbone', '--model-ema', '--model-ema-decay', '0.5', '--sched', 'constant']
+    whole = run(*arguments, '--experiment', 'whole')
+    assert whole.code == 0, whole.err
+    assert 'parameters are frozen' in whole.out
+    before = load(tiny_run / 'last.pth.tar')['state_dict_ema']
+    after = load(tmp_path / 'runs/whole/last.pth.tar')
+    for state in (after['state_dict'], after['state_dict_ema']):
+        changed = {name for name, value in before.items() if not torch.equal(value, state[name])}
+        assert changed == {'fc.weight', 'fc.bias'}
+    assert run(*arguments, '--experiment', 'part', '--epochs', '1').code == 0
+    resumed = run(*arguments, '--experiment', 'part', '--resume', 'auto', '--allow-recipe-change')
+    assert resumed.code == 0, resumed.err
+    assert_equal(load(tmp_path / 'runs/part/last.pth.tar')['state_dict'], after['state_dict'])
+
+
 def test_model_ema_follows_tensorflows_ramp(run, image_folder, tmp_path):
     result = run(*TINY, '--data-dir', image_folder, '--experiment', 'a', '--model-ema', '--model-ema-warmup',
                  '--ema-ramp', 'tf', '--epochs', 1, '--lr', 0)
@@ -338,6 +355,7 @@ def test_batch_larger_than_the_dataset_is_refused(run, image_folder):
     (['--pretrained-path', 'no.safetensors'], ['no.safetensors does not exist']),
     (['--resume', 'no.pth.tar'], ['no.pth.tar does not exist']),
     (['--resume', 'auto'], ['--resume auto needs --experiment']),
+    (['--freeze', 'head'], ['freeze head cannot be done', 'backbone']),
     (['--recipe', 'no.yaml'], ['no.yaml does not exist']),
     (['--dataset', 'torch/no_such'], ['torch/no_such']),
     (['--dataset', 'nonsense'], ['unknown dataset nonsense', 'torch/']),

@@ -216,6 +216,9 @@ class Recipe:
     class_folder: str = knob(
         'top', 'the folder that names the class: top, directly below the split, or leaf, the last, as timm has it',
         choices=('top', 'leaf'), block=True)
+    freeze: str = knob(
+        '', 'what training leaves as it is: backbone, all but the classifier, or a number of parts from the input on, '
+        'the stem and stages; batch norm there keeps its statistics', block=True)
     inflate: str = knob(
         '', 'make initial_checkpoint, of a plain ResNet for images, fit a network for clips: its kernels in the centre '
         'frame, or their mean in all', choices=('', 'centre', 'mean'), block=True, free=True)

@@ -12,6 +12,7 @@ from timm.data import resolve_data_config
 from timm.data.loader import adapt_to_chs
 from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.models import clean_state_dict
+from torch import nn
 
 from timm_rs.containers.weights import check_weights, check_weights_in
 from timm_rs.data.annotated import layout_of
@@ -21,6 +22,7 @@ from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, blaming
 from timm_rs.models.batch_norm import group_batch_norm
+from timm_rs.models.freezing import freeze
 from timm_rs.models.inflate import inflate
 from timm_rs.models.layers_3d import channels_last_layout
 from timm_rs.models.resnet_rs_3d import ResNetRS3d
@@ -49,6 +51,13 @@ def create_training(model: Any, data_config: dict[str, Any], recipe: Recipe, dev
     """The same around a `model` that is there already, with timm's data configuration for it."""
     loader = None if samples is None else create_train_loader(
         samples, recipe, data_config, task, model.num_classes, device)
+    frozen: list[nn.Module] = []
+    if recipe.freeze:
+        with blaming(f'freeze {recipe.freeze} cannot be done'):
+            frozen = freeze(model, recipe.freeze)
+        total, left = sum(map(torch.numel, model.parameters())), sum(
+            weight.numel() for weight in model.parameters() if weight.requires_grad)
+        device.say(f'{total - left:,} of {total:,} parameters are frozen')
     optimizer = create_optimizer(model, recipe, device.num_devices)
     schedule, num_epochs, updates_per_epoch = None, 0, 0
     if loader is not None:
@@ -70,7 +79,7 @@ def create_training(model: Any, data_config: dict[str, Any], recipe: Recipe, dev
         task=task, settings=settings, optimizer=optimizer, schedule=schedule,
         scaler=device.grad_scaler(settings.dtype), unreported=device.put(torch.zeros(3)),
         in_a_row=device.put(torch.zeros(1)), data_config=data_config, train_loader=loader,
-        updates_per_epoch=updates_per_epoch, num_epochs=num_epochs,
+        frozen=frozen, updates_per_epoch=updates_per_epoch, num_epochs=num_epochs,
         origin=dict(arch=recipe.model, args=dataclasses.asdict(recipe),
                     global_batch=recipe.images_per_update(device.num_devices)))
 

@@ -32,6 +32,8 @@ def train_updates(
     not been there. Raises UserError after more than `max_nonfinite_steps` of them in a row.
     """
     training.wrapped.train()
+    for module in training.frozen:
+        module.eval()
     task, settings = training.task, training.settings
     num_batches, accumulate = len(loader), settings.grad_accum_steps
     guard = (DeviceGuard if device.is_asynchronous else Guard)(training, device, position)

@@ -45,6 +45,7 @@ class Training:
     in_a_row: torch.Tensor  # `Position.skipped_in_a_row`, where the device decides: (1,), on the device
     data_config: dict[str, Any] = field(default_factory=dict)  # timm's: input_size, mean, std, crop_pct, …
     train_loader: Any = None
+    frozen: list[nn.Module] = field(default_factory=list)  # whose batch norm keeps its statistics, too
     updates_per_epoch: int = 0
     num_epochs: int = 0
     origin: dict[str, Any] = field(default_factory=dict)  # what a checkpoint says of the recipe

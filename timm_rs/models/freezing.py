@@ -1,0 +1,48 @@
+"""Parts of a network that training leaves as they are."""
+
+import re
+
+from timm.models import group_parameters
+from torch import nn
+
+
+def freeze(model: nn.Module, wanted: str) -> list[nn.Module]:
+    """Let no gradient change what is `wanted`, and give its modules, which also stay in evaluation mode for that.
+
+    Args:
+        model: of timm's kind, or with a part called `backbone`.
+        wanted: `backbone`, all but the classifier or head; or how many of the parts that timm sees in the network, a
+            number from 1: the stem and the stages, from the input on.
+
+    Raises:
+        ValueError: neither of these, a network whose parts timm does not know, or one with no more parts than that.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    if wanted == 'backbone':
+        head = {id(parameter) for parameter in _head(model).parameters()}
+        frozen = {name for name, parameter in model.named_parameters() if id(parameter) not in head}
+    elif re.fullmatch('[1-9][0-9]?', wanted):
+        frozen = _first_parts(model, int(wanted)) & names
+    else:
+        raise ValueError('backbone, or a number of parts from 1, is wanted')
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    return [module for module in model.modules()
+            if list(module.parameters()) and not any(weight.requires_grad for weight in module.parameters())]
+
+
+def _head(model: nn.Module) -> nn.Module:
+    """What is trained where the backbone is frozen."""
+    if isinstance(getattr(model, 'backbone', None), nn.Module):
+        return nn.ModuleList(part for name, part in model.named_children() if name != 'backbone')
+    return model.get_classifier()  # type: ignore[operator,no-any-return]
+
+
+def _first_parts(model: nn.Module, number: int) -> set[str]:
+    if not hasattr(model, 'group_matcher'):
+        raise ValueError('timm does not know the parts of this network: give backbone')
+    parts = group_parameters(model, model.group_matcher(coarse=True))  # type: ignore[operator]
+    if number >= len(parts):
+        raise ValueError(f'the network has {len(parts)} parts, of which some must be left to train: give fewer')
+    return {name for part in sorted(parts)[:number] for name in parts[part]}
