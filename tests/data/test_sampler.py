@@ -84,10 +84,10 @@ def test_a_pass_over_the_pool_has_every_image_once_from_any_place(size, block):
 
 
 def test_ten_million_images_are_drawn_from_at_once():
-    start = time.perf_counter()
+    start = time.process_time()
     order = PoolOrder(10_000_000, 0)
     assert len(order(9_999_000, 4096)) == 4096
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert order.window[1].nbytes < 2**21
 
 

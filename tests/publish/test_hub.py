@@ -174,7 +174,7 @@ def test_nobody_waits_for_an_hour(hub, folder):
     hub.fail('GET /api/models', 429, headers={'Retry-After': '3600'})
     started = time.monotonic()
     assert 'come back in 3600 s' in error_of(push, folder, NAME)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 def test_faults_that_stay_end_in_one_line(hub, folder):

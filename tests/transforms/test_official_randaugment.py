@@ -179,8 +179,8 @@ def test_two_operations_cost_a_quarter_of_a_millisecond():
     for seed in range(400):
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             randaugment(image, seed)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         best.append(min(times))
     assert np.mean(best) < 4 * 0.25e-3
