@@ -11,7 +11,7 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.ema import create_ema
-from timm_rs.training.schedule import create_optimizer, create_schedule
+from timm_rs.training.schedule import create_num_epochs, create_optimizer, create_schedule
 
 
 def test_tensorflows_ramp_averages_weights_and_statistics_as_its_closed_form():
@@ -157,3 +157,10 @@ def test_first_decay_of_the_average_is_two_elevenths_and_the_ramp_ends_at_update
 def test_unknown_optimizer_is_refused_by_name():
     with pytest.raises(UserError, match='sgdd'):
         create_optimizer(nn.Linear(2, 2), Recipe(opt='sgdd'), 1)
+
+
+@pytest.mark.parametrize(('values', 'epochs'), [
+    (dict(epochs=5), 5), (dict(epochs=5, warmup_epochs=2, warmup_prefix=True), 7),
+    (dict(epochs=5, cooldown_epochs=3), 8)])
+def test_epochs_are_those_that_a_run_trains(values, epochs):
+    assert create_num_epochs(Recipe(**values)) == epochs

@@ -88,6 +88,12 @@ def create_schedule(
     return schedule, num_epochs
 
 
+def create_num_epochs(recipe: Recipe) -> int:
+    """Epochs that a run of the recipe trains, warm-up prefix and cool-down included."""
+    anything = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate(1))
+    return create_schedule(anything, recipe, updates_per_epoch=1)[1]
+
+
 def check_rates(schedule: Scheduler, num_epochs: int, steps_per_epoch: int) -> None:
     """Raise ValueError, or whatever `schedule` does, if a learning rate on the way is none; looks at 1000 epochs."""
     for epoch in (*range(0, num_epochs, max(num_epochs // 1000, 1)), num_epochs):
