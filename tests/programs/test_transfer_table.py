@@ -50,7 +50,8 @@ def test_the_command_that_a_refusal_names_measures_the_run(runs, tiny_run, run, 
 
 
 @pytest.mark.parametrize(('argv', 'words'), [
-    (('{}/gone',), '/gone does not exist: give the folder of a run'), (('{}/a', '{}/a'), 'of the same seed: leave one out'),
+    (('{}/gone',), '/gone does not exist: give the folder of a run'),
+    (('{}/a', '{}/a'), 'of the same seed: leave one out'),
     (('{}/a', '--figure', 'x.pdf'), 'ends with .png or .svg'),
     (('{}/a', '--csv', '{}/no/x.csv'), 'cannot be written: No such file')])
 def test_what_cannot_be_tabled_is_one_line(runs, capsys, argv, words):
