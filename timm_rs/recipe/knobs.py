@@ -209,9 +209,10 @@ class Recipe:
         section='Only in timm_rs', block=True)
     builtin_data: str = knob(
         '', 'dataset to write and use when no data_dir is given (scenes: digits on photos, with masks; motion: videos '
-        'of digits that move); with a number: so many labels of each class, the other images without labels in pool/',
+        'of digits that move; motorcycle: a photo with depths); with a number: so many labels of each class, the other '
+        'images without labels in pool/',
         choices=('', 'digits', 'digits-10', 'digits-20', 'fashion-mnist', 'fashion-mnist-20', 'fashion-mnist-100',
-                 'fashion-mnist-2000', 'scenes', 'motion'), block=True)
+                 'fashion-mnist-2000', 'scenes', 'motion', 'motorcycle'), block=True)
     class_folder: str = knob(
         'top', 'the folder that names the class: top, directly below the split, or leaf, the last, as timm has it',
         choices=('top', 'leaf'), block=True)
