@@ -269,6 +269,9 @@ class Recipe:
     weight_decay_rule: str = knob(
         'timm', 'what decays: timm\'s kernels, or as in the TF1 release all but batch norm, biases included',
         choices=('timm', 'tf'), block=True)
+    weight_decay_by_rate: bool = knob(
+        False, 'divide weight_decay by the learning rate, so that an update takes that share of a weight at any rate '
+        '(SimCLR\'s grids)', block=True)
 
     pseudo_dir: str = knob(
         '', 'train also on the images that tools/pseudo_label.py has labelled and selected in this folder', block=True,

@@ -22,6 +22,10 @@ def create_optimizer(model: nn.Module, recipe: Recipe, num_devices: int) -> torc
     options: dict[str, Any] = optimizer_kwargs(recipe) | {'lr': recipe.learning_rate(num_devices)}
     if _is_fused(model, recipe.opt, recipe.opt_kwargs):
         options['fused'] = True
+    if recipe.weight_decay_by_rate:
+        if not options['lr']:
+            raise UserError('weight_decay_by_rate divides by the learning rate, which is 0: give a rate above 0')
+        options['weight_decay'] /= options['lr']
     options |= recipe.opt_kwargs
     if recipe.weight_decay_rule == 'tf':
         if recipe.layer_decay is not None:
