@@ -170,3 +170,13 @@ def test_import_is_silent_and_loads_nothing_but_timm():
         assert not new, new
     """)
     assert (done.stdout, done.stderr) == ('', '')
+
+
+@pytest.mark.parametrize('encoder', ['tu-resnetrs_50', 'tu-efficientnet_rs_b0'])
+def test_segmentation_models_pytorch_builds_upon_ours_by_name(encoder):
+    smp = pytest.importorskip('segmentation_models_pytorch')
+    model = smp.Unet(encoder, encoder_weights=None, classes=3)
+    outputs = model(torch.randn(2, 3, 64, 64))
+    assert outputs.shape == (2, 3, 64, 64)
+    outputs.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())

@@ -4,40 +4,68 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
+import socket
+import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from annotated_trees import save_mask, write_depth, write_voc
-from conftest import ROOT, TINY, assert_equal, failure, load_tool
+from conftest import TINY, assert_equal, failure, load_tool
 from PIL import Image
+
+from timm_rs.programs import train
 
 ARGUMENTS = [*TINY, '--pyramid-channels', '8', '--head-convs', '1', '--scale-jitter', '0.5', '2.0', '--colour', '0.2',
              '--batch-size', '4', '--lr', '0.05', '--recovery-interval', '1', '--model-ema', '--model-ema-decay', '0.5']
 HARDER = ['--decoder', 'fused', '--workers', '2', '--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2',
           '--eval-at', 'network', '--bn-group-size', '2', '--clip-grad', '1', '--drop-path', '0.2']
-DYING = '''
-import os, signal, sys
-from timm_rs.programs import train
-genuine = train.train_updates
-def dying(training, loader, device, position, progress):
-    for reported in genuine(training, loader, device, position, progress):
-        yield reported
-        if position.epoch == 1 and position.images == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-train.train_updates = dying
-train.main(sys.argv[1:])
-'''
 WRITERS = dict(segmentation=('voc', write_voc), depth=('depth_folders', write_depth))
 
 
-@pytest.fixture(params=WRITERS)
-def task(request, tmp_path):
+@pytest.fixture(scope='module', params=WRITERS)
+def data(request, tmp_path_factory):
     """The arguments of a task, and of its data: 16 training and 5 validation images."""
     layout, write = WRITERS[request.param]
-    return ['--task', request.param, '--dataset', layout, '--data-dir', str(write(tmp_path / 'data'))]
+    root = write(tmp_path_factory.mktemp(request.param) / 'data')
+    return ['--task', request.param, '--dataset', layout, '--data-dir', str(root)]
+
+
+@pytest.fixture(scope='module')
+def whole(data):
+    """The folder of a finished run of the task that nobody has disturbed."""
+    folder = Path(data[-1]).with_name('runs')
+    train.main([*ARGUMENTS, *data, '--output', str(folder), '--experiment', 'whole'])
+    return folder / 'whole'
+
+
+def in_forks(arguments, environments, before=lambda: None):
+    """Exit codes of train.py in forked processes, which need not import torch again, after `before` in each."""
+    pids = []
+    for environment in environments:
+        pids.append(os.fork())
+        if not pids[-1]:
+            try:
+                os.environ.update(environment)
+                before()
+                train.main(list(map(str, arguments)))
+                os._exit(0)
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def die_in_the_second_epoch():
+    genuine = train.train_updates
+
+    def dying(training, loader, device, position, progress):
+        for reported in genuine(training, loader, device, position, progress):
+            yield reported
+            if position.epoch == 1 and position.images == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+    train.train_updates = dying
 
 
 def rows_of(folder):
@@ -47,25 +75,25 @@ def rows_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('more', [[], HARDER], ids=['plain', 'harder'])
-def test_it_trains_is_killed_resumes_to_the_bit_and_evaluates(run, task, more, tmp_path):
-    folder, arguments = tmp_path / 'runs', [*ARGUMENTS, *task, *more]
-    whole = run(*arguments, '--experiment', 'whole')
-    assert whole.code == 0, whole.err
-    killed = subprocess.run([sys.executable, '-c', DYING, *arguments, '--output', folder, '--experiment', 'cut'],
-                            cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)))
-    assert killed.returncode == -signal.SIGKILL
+def test_it_is_killed_resumes_to_the_bit_and_evaluates(run, data, whole, more, tmp_path):
+    arguments = [*ARGUMENTS, *data, *more, '--output', tmp_path]
+    if more:
+        assert run(*arguments, '--experiment', 'whole').code == 0
+        whole = tmp_path / 'whole'
+    cut = [*arguments, '--experiment', 'cut']
+    assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
     torch.manual_seed(1)
-    resumed = run(*arguments, '--experiment', 'cut', '--resume', 'auto')
+    resumed = run(*cut, '--resume', 'auto')
     assert resumed.code == 0 and 'recovery-1-' in resumed.out, resumed.err
-    states = [torch.load(folder / name / 'last.pth.tar', weights_only=True) for name in ('whole', 'cut')]
+    states = [torch.load(folder / 'last.pth.tar', weights_only=True) for folder in (whole, tmp_path / 'cut')]
     for state in states:
         del state['args']
     assert_equal(*states)
-    assert (folder / 'whole/summary.csv').read_bytes() == (folder / 'cut/summary.csv').read_bytes()
+    assert (whole / 'summary.csv').read_bytes() == (tmp_path / 'cut/summary.csv').read_bytes()
 
-    evaluated = run(*arguments, '--eval', folder / 'whole/last.pth.tar')
+    evaluated = run(*arguments, '--eval', tmp_path / 'cut/last.pth.tar')
     assert evaluated.code == 0, evaluated.err
-    results, last = json.loads((folder / 'whole/last.eval.json').read_text()), rows_of(folder / 'whole')[-1]
+    results, last = json.loads((tmp_path / 'cut/last.eval.json').read_text()), rows_of(whole)[-1]
     measured = {name.removeprefix('eval_'): float(value) for name, value in last.items()
                 if name.startswith('eval_') and not name.startswith('eval_raw')}
     assert len(measured) > 1 and results['num_samples'] == 5
@@ -73,25 +101,25 @@ def test_it_trains_is_killed_resumes_to_the_bit_and_evaluates(run, task, more, t
 
 
 @pytest.mark.slow
-def test_two_processes_count_every_image_once(run, task, tmp_path):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-               str(ROOT / 'train.py'), *ARGUMENTS, *task, '--epochs', '1', '--experiment', 'two']
-    result = subprocess.run([*command, '--output', str(tmp_path / 'runs')], capture_output=True, text=True,
-                            env=os.environ | dict(PYTHONPATH=str(ROOT)))
-    assert result.returncode == 0, result.stderr
-    single = run(*ARGUMENTS, *task, '--eval', tmp_path / 'runs/two/last.pth.tar')
+def test_two_processes_count_every_image_once(run, data, tmp_path):
+    arguments = [*ARGUMENTS, *data, '--epochs', '1', '--output', tmp_path, '--experiment', 'two']
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    group = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    assert in_forks(arguments, [group | dict(RANK=rank, LOCAL_RANK=rank) for rank in '01']) == [0, 0]
+    single = run(*ARGUMENTS, *data, '--eval', tmp_path / 'two/last.pth.tar')
     assert single.code == 0, single.err
-    results, row = json.loads((tmp_path / 'runs/two/last.eval.json').read_text()), rows_of(tmp_path / 'runs/two')[-1]
+    results, row = json.loads((tmp_path / 'two/last.eval.json').read_text()), rows_of(tmp_path / 'two')[-1]
     assert results['num_samples'] == 5
     for name in row.keys() - {'epoch', 'train_loss', 'lr'}:
         if not name.startswith('eval_raw'):
             assert results[name.removeprefix('eval_')] == pytest.approx(float(row[name]), rel=1e-5)
 
 
-def test_a_classifiers_checkpoint_gives_the_backbone(run, task, tiny_run, tmp_path):
-    checkpoint = tiny_run / 'last.pth.tar'
-    started = run(*ARGUMENTS, *task, '--epochs', '1', '--lr', '0', '--bn-momentum', '0', '--experiment', 'a',
-                  '--initial-checkpoint', checkpoint)
+def test_a_classifiers_checkpoint_gives_the_backbone(run, data, whole, tiny_run, tmp_path):
+    checkpoint, task = tiny_run / 'last.pth.tar', [*ARGUMENTS, *data, '--epochs', '1']
+    started = run(*task, '--lr', '0', '--bn-momentum', '0', '--experiment', 'a', '--initial-checkpoint', checkpoint)
     assert started.code == 0, started.err
     assert 'gives the backbone; left out: fc.bias, fc.weight' in started.out
     before = torch.load(checkpoint, weights_only=True)['state_dict_ema']
@@ -99,10 +127,9 @@ def test_a_classifiers_checkpoint_gives_the_backbone(run, task, tiny_run, tmp_pa
     for name, value in before.items():
         if not name.startswith('fc.') and 'num_batches' not in name:
             torch.testing.assert_close(after[f'backbone.{name}'], value)
-    again = run(*ARGUMENTS, *task, '--epochs', '1', '--initial-checkpoint', tmp_path / 'runs/a/last.pth.tar')
+    again = run(*task, '--initial-checkpoint', whole / 'last.pth.tar')
     assert again.code == 0 and 'left out: head.' in again.out, again.err
-    other = run(*ARGUMENTS, *task, '--model-kwargs', 'layers=(1,1,1,2)', 'width=0.125', '--initial-checkpoint',
-                checkpoint)
+    other = run(*task, '--model-kwargs', 'layers=(1,1,1,2)', 'width=0.125', '--initial-checkpoint', checkpoint)
     assert other.code == 2 and 'does not fit this model' in other.err and other.err.count('\n') == 1
 
 
@@ -124,9 +151,8 @@ def test_bad_annotations_are_named_and_training_goes_on(run, tmp_path):
     assert refused.code == 2 and '3 images are bad, more than the 2 allowed' in refused.err
 
 
-def test_a_run_draws_pictures_and_is_refused_where_classes_of_images_are_wanted(run, task, tmp_path, capsys):
-    assert run(*ARGUMENTS, *task, '--epochs', '1', '--experiment', 'a').code == 0
-    folder, photo = tmp_path / 'runs/a', tmp_path / 'photo.png'
+def test_a_run_draws_pictures_and_is_refused_where_classes_of_images_are_wanted(whole, tmp_path, capsys):
+    folder, photo = whole, tmp_path / 'photo.png'
     Image.new('RGB', (50, 30), (200, 20, 20)).save(photo)
     load_tool('predict').main([str(folder), str(photo), '--pictures', str(tmp_path / 'drawn')])
     assert capsys.readouterr().out.endswith(f': {tmp_path}/drawn/photo.png\n')

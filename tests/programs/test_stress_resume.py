@@ -1,6 +1,5 @@
 """Runs that are killed in the worst ways and continued; packing and pulling, too, at each of their file operations."""
 
-import argparse
 import csv
 import itertools
 import os
@@ -11,20 +10,19 @@ import sys
 
 import pytest
 import torch
-from annotated_trees import write_depth, write_voc
 from conftest import ROOT, failure, load_tool, write_images
 from timm.data import create_dataset
 
 from timm_rs.data.samples import TimmSamples
 from timm_rs.data.shards.packing import pack
-from timm_rs.programs import stress_resume
 from timm_rs.programs.stress_resume import count_operations
 from timm_rs.publish.pull import pull
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize('options', [['--seed', '1'], ['--kinds', 'pseudo']], ids=['all kinds', 'pseudo labels'])
+@pytest.mark.parametrize('options', [['--seed', '1'], ['--kinds', 'pseudo'], ['--kinds', 'segmentation', 'depth']],
+                         ids=['all kinds', 'pseudo labels', 'pixels'])
 def test_disturbed_runs_end_as_if_they_had_not_been(tmp_path, options):
     command = [sys.executable, ROOT / 'tools/stress_resume.py', '--trials', '10', '--csv', tmp_path / 'trials.csv']
     result = subprocess.run([*command, *options], capture_output=True, text=True)
@@ -33,33 +31,6 @@ def test_disturbed_runs_end_as_if_they_had_not_been(tmp_path, options):
     with open(tmp_path / 'trials.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [row['processes'] for row in rows] == 5 * ['1', '2'] and all(row['hits'] for row in rows)
-
-
-DENSE = [
-    '--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32', '--epochs', '3',
-    '--batch-size', '4', '--warmup-epochs', '1', '--lr', '0.02', '--log-interval', '2', '--recovery-interval', '1',
-    '--model-ema', '--model-ema-warmup', '--drop-path', '0.1', '--pyramid-channels', '8', '--head-convs', '1',
-    '--scale-jitter', '0.5', '2', '--colour', '0.2']
-
-
-@pytest.mark.stress
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(('task', 'layout', 'write'), [
-    ('segmentation', 'voc', write_voc), ('depth', 'depth_folders', write_depth)])
-def test_disturbed_runs_of_tasks_for_pixels_end_as_if_they_had_not_been(tmp_path, monkeypatch, task, layout, write):
-    options = ['--task', task, '--dataset', layout]
-    monkeypatch.setattr(stress_resume, 'ARGUMENTS', DENSE)
-    monkeypatch.setattr(stress_resume, 'KINDS', dict(
-        alone=[*options, '--workers', '0'], fused=[*options, '--workers', '2', '--decoder', 'fused', '--amp',
-                                                   '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2']))
-    write(tmp_path / 'data', num_train=27, num_val=7)
-    (tmp_path / 'runs').mkdir()
-    monkeypatch.setattr(stress_resume, 'write_data', lambda folder: None)
-    trials = stress_resume.run_trials(tmp_path, argparse.Namespace(
-        trials=20, processes='both', kinds=['alone', 'fused'], ways=list(stress_resume.WAYS), seed=1, device='cpu',
-        deterministic=False))
-    assert len(trials) == 20 and all(trial.hits for trial in trials)
-    assert [trial.difference for trial in trials] == [''] * 20
 
 
 def exit_code(task, record, fatal=None):

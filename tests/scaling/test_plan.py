@@ -4,7 +4,7 @@ from timm_rs.errors import UserError
 from timm_rs.files import read_csv
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
-from timm_rs.scaling.plan import Counts, create_counts, create_num_epochs, create_plan, hours_of, table, write_plan
+from timm_rs.scaling.plan import Counts, create_counts, create_plan, hours_of, table, write_plan
 from timm_rs.scaling.points import create_points
 from timm_rs.scaling.study_file import find_study, read_study
 
@@ -101,13 +101,6 @@ def test_the_data_of_streams_must_be_said(monkeypatch):
     monkeypatch.setattr('timm_rs.scaling.plan.build_data', lambda *_: (iter(()), iter(()), Recipe(num_classes=10)))
     with pytest.raises(UserError, match='give train_num_samples, val_num_samples and num_classes'):
         create_counts(Recipe())
-
-
-@pytest.mark.parametrize(('values', 'epochs'), [
-    (dict(epochs=5), 5), (dict(epochs=5, warmup_epochs=2, warmup_prefix=True), 7),
-    (dict(epochs=5, cooldown_epochs=3), 8)])
-def test_epochs_are_those_that_a_run_trains(values, epochs):
-    assert create_num_epochs(Recipe(**values)) == epochs
 
 
 def test_hours_are_those_of_measured_updates_or_else_of_a_rate(plan):

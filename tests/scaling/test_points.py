@@ -103,6 +103,16 @@ def test_figure_3_of_the_paper_has_72_points():
 
 
 @pytest.mark.parametrize(('name', 'count'), dict(
-    paper=72, small=24, small_digits=24, table1=22, table2=24, table1_small=44, table2_small=48).items())
+    paper=72, small=24, small_digits=24, table1=22, table2=24, table1_small=44, table2_small=48,
+    cifar100_grid=56).items())
 def test_studies_that_ship_can_be_read(name, count):
     assert len(create_points(read_study(STUDIES / f'{name}.yaml'))) == count
+
+
+def test_the_grid_of_cifar_is_even_in_logarithms_and_divides_decays_by_rates():
+    recipes = [point.recipe for point in create_points(read_study(STUDIES / 'cifar100_grid.yaml'))]
+    assert all(recipe.weight_decay_by_rate and recipe.learning_rate(1) == recipe.lr for recipe in recipes)
+    for values, (low, high) in (({recipe.lr for recipe in recipes}, (1e-4, 1e-1)),
+                                ({recipe.weight_decay for recipe in recipes} - {0}, (1e-6, 1e-3))):
+        assert sorted(values) == pytest.approx([low * (high / low) ** (step / 6) for step in range(7)], rel=2e-3)
+    assert len({(recipe.lr, recipe.weight_decay) for recipe in recipes}) == 7 * 8

@@ -11,7 +11,7 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.ema import create_ema
-from timm_rs.training.schedule import create_optimizer, create_schedule
+from timm_rs.training.schedule import create_num_epochs, create_optimizer, create_schedule
 
 
 def test_tensorflows_ramp_averages_weights_and_statistics_as_its_closed_form():
@@ -157,3 +157,22 @@ def test_first_decay_of_the_average_is_two_elevenths_and_the_ramp_ends_at_update
 def test_unknown_optimizer_is_refused_by_name():
     with pytest.raises(UserError, match='sgdd'):
         create_optimizer(nn.Linear(2, 2), Recipe(opt='sgdd'), 1)
+
+
+@pytest.mark.parametrize(('values', 'epochs'), [
+    (dict(epochs=5), 5), (dict(epochs=5, warmup_epochs=2, warmup_prefix=True), 7),
+    (dict(epochs=5, cooldown_epochs=3), 8)])
+def test_epochs_are_those_that_a_run_trains(values, epochs):
+    assert create_num_epochs(Recipe(**values)) == epochs
+
+
+@pytest.mark.parametrize(('rate', 'by_rate', 'expected'), [(0.1, False, 1e-3), (0.1, True, 1e-2), (0.01, True, 1e-1)])
+def test_decay_is_divided_by_the_rate_on_demand(rate, by_rate, expected):
+    recipe = Recipe(lr=rate, weight_decay=1e-3, weight_decay_by_rate=by_rate)
+    groups = create_optimizer(nn.Linear(2, 2), recipe, 1).param_groups
+    assert sorted(group['weight_decay'] for group in groups) == pytest.approx([0.0, expected])
+
+
+def test_decay_divided_by_no_rate_is_refused():
+    with pytest.raises(UserError, match='divides by the learning rate, which is 0'):
+        create_optimizer(nn.Linear(2, 2), Recipe(lr=0.0, weight_decay_by_rate=True), 1)

@@ -13,6 +13,8 @@ from conftest import TINY, write_images
 from timm_rs.errors import UserError
 from timm_rs.publish.card import dataset_name, model_card
 from timm_rs.publish.folder import write_folder
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.training.measured import create_setting
 from timm_rs.training.trained import read_run
 
 SETTING = ['--model-ema', '--crop-pct', 1.0]
@@ -138,3 +140,13 @@ def test_a_damaged_record_is_one_line(finished, text):
     (finished / 'model_best.eval.json').write_text(text)
     with pytest.raises(UserError, match='is damaged'):
         read_run(finished)
+
+
+@pytest.mark.parametrize(('recipe', 'name'), [
+    (dict(dataset='torch/timm_rs/voc', data_dir='VOCdevkit/VOC2012'), 'VOC2012'),
+    (dict(dataset='folders', data_dir='my_masks'), 'my_masks'),
+    (dict(dataset='torch/timm_rs/voc', builtin_data='scenes', data_dir='data/scenes'), 'scenes'),
+    (dict(dataset='torch/cifar100', data_dir='cifar'), 'cifar100')])
+def test_data_is_called_as_its_folder_and_not_as_its_layout(recipe, name):
+    config = dict(input_size=(3, 32, 32), crop_pct=1.0, interpolation='bicubic', mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert create_setting(Recipe(**recipe), config).data == name

@@ -1,9 +1,11 @@
 """Images and what is known of their pixels stay together: crops, flips, scales, padding."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional
 
 from timm_rs.transforms.decode import BadImage
@@ -104,3 +106,18 @@ def test_labels_of_another_size_are_bad(blocks, shape, canvas, words):
 def test_images_fit_whatever_their_shape():
     heights, widths = torch.tensor([1, 10_000, 40, 32]), torch.tensor([10_000, 1, 56, 40])
     assert torch.stack(fitted(heights, widths, SIZE)).T.tolist() == [[1, 40], [32, 1], [29, 40], [32, 40]]
+
+
+@pytest.mark.parametrize('orientation', [3, 6])
+@pytest.mark.parametrize('options', [{}, dict(hflip=0.0, scale=(1.0, 1.0))], ids=['evaluation', 'training'])
+def test_images_are_read_as_they_are_stored_since_labels_were_drawn_on_that(blocks, orientation, options):
+    image, numbers = blocks
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(turned, 'jpeg', quality=95, exif=exif)
+    plain = io.BytesIO()
+    image.save(plain, 'jpeg', quality=95)
+    (pixels, target), (expected, labels) = (
+        transform(**options).with_target(file.getvalue(), numbers, 0) for file in (turned, plain))
+    assert np.array_equal(pixels, expected) and torch.equal(target, labels)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from timm_rs.data.motion import write_motion
+from timm_rs.data.motorcycle import write_motorcycle
 from timm_rs.data.scenes import write_scenes
 from timm_rs.errors import UserError
 from timm_rs.files import neighbour
@@ -59,10 +60,11 @@ def load_fashion_mnist() -> Images:
 # What loads images of classes, and how many they are.
 SOURCES: dict[str, tuple[Callable[[], Images], int]] = {
     'digits': (load_digits, 1797), 'fashion-mnist': (load_fashion_mnist, 70_000)}
-# What writes what is made of the digits, how many files that is, and their suffix.
+# What writes something else than images of classes, most of it of the digits, how many files that is, their suffix.
 MADE: dict[str, tuple[Callable[[Path, Images], None], int, str]] = {
     'scenes': (lambda folder, digits: write_scenes(folder, *digits), 1000, '.png'),
-    'motion': (lambda folder, digits: write_motion(folder, digits.pixels, digits.is_validation), 3594, '.mp4')}
+    'motion': (lambda folder, digits: write_motion(folder, digits.pixels, digits.is_validation), 3594, '.mp4'),
+    'motorcycle': (lambda folder, digits: write_motorcycle(folder), 682, '.png')}
 
 
 def folder_of(name: str) -> Path:
@@ -80,7 +82,8 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     Args:
         name: `digits`, `fashion-mnist`, or such a name with a number, `digits-10`: only so many images of each class
             are in train/, drawn with `seed`, and all others of the training images without a class in pool/. `scenes`
-            are digits on photos with masks, `motion` videos of digits that move.
+            are digits on photos with masks, `motion` videos of digits that move, `motorcycle` is a
+            photo with depths.
         folder: where; data/NAME when None. A complete folder is left alone, an incomplete one is written anew.
 
     Raises UserError when the folder cannot be written, and as the loaders above do.

@@ -210,9 +210,10 @@ class Recipe:
         section='Only in timm_rs', block=True)
     builtin_data: str = knob(
         '', 'dataset to write and use when no data_dir is given (scenes: digits on photos, with masks; motion: videos '
-        'of digits that move); with a number: so many labels of each class, the other images without labels in pool/',
+        'of digits that move; motorcycle: a photo with depths); with a number: so many labels of each class, the other '
+        'images without labels in pool/',
         choices=('', 'digits', 'digits-10', 'digits-20', 'fashion-mnist', 'fashion-mnist-20', 'fashion-mnist-100',
-                 'fashion-mnist-2000', 'scenes', 'motion'), block=True)
+                 'fashion-mnist-2000', 'scenes', 'motion', 'motorcycle'), block=True)
     class_folder: str = knob(
         'top', 'the folder that names the class: top, directly below the split, or leaf, the last, as timm has it',
         choices=('top', 'leaf'), block=True)
@@ -272,6 +273,9 @@ class Recipe:
     weight_decay_rule: str = knob(
         'timm', 'what decays: timm\'s kernels, or as in the TF1 release all but batch norm, biases included',
         choices=('timm', 'tf'), block=True)
+    weight_decay_by_rate: bool = knob(
+        False, 'divide weight_decay by the learning rate, so that an update takes that share of a weight at any rate '
+        '(SimCLR\'s grids)', block=True)
 
     pseudo_dir: str = knob(
         '', 'train also on the images that tools/pseudo_label.py has labelled and selected in this folder', block=True,

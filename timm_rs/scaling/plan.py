@@ -20,7 +20,7 @@ from timm_rs.recipe.reading import to_yaml
 from timm_rs.scaling.points import Point
 from timm_rs.tasks import create_task
 from timm_rs.training.build import build_data, create_network, has_fixed_size
-from timm_rs.training.schedule import create_schedule
+from timm_rs.training.schedule import create_num_epochs
 
 PASSES = 3  # of training, in forward passes: backward costs two
 
@@ -135,12 +135,6 @@ def _length(dataset: Any) -> int | None:
         return len(dataset)
     except TypeError:  # streams do not know
         return None
-
-
-def create_num_epochs(recipe: Recipe) -> int:
-    """Epochs that a run of the recipe trains, warm-up prefix and cool-down included."""
-    anything = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate(1))
-    return create_schedule(anything, recipe, updates_per_epoch=1)[1]
 
 
 def write_plan(folder: Path, plan: Iterable[Planned]) -> None:

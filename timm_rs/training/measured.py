@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from timm_rs.data.annotated import layout_of
 from timm_rs.data.builtin import is_builtin
 from timm_rs.errors import UserError
 from timm_rs.files import read_csv, sha256_of
@@ -55,7 +56,7 @@ class Measured:
 
 def create_setting(recipe: Recipe, data_config: dict[str, Any]) -> Setting:
     """What an evaluation with this recipe and timm's data configuration measures; no path is in it."""
-    if recipe.dataset:
+    if recipe.dataset and not layout_of(recipe.dataset):  # a layout is of many data sets
         name = recipe.dataset.partition('/')[2] or recipe.dataset
     elif is_builtin(recipe.builtin_data, recipe.data_dir):
         name = recipe.builtin_data

@@ -22,6 +22,10 @@ def create_optimizer(model: nn.Module, recipe: Recipe, num_devices: int) -> torc
     options: dict[str, Any] = optimizer_kwargs(recipe) | {'lr': recipe.learning_rate(num_devices)}
     if _is_fused(model, recipe.opt, recipe.opt_kwargs):
         options['fused'] = True
+    if recipe.weight_decay_by_rate:
+        if not options['lr']:
+            raise UserError('weight_decay_by_rate divides by the learning rate, which is 0: give a rate above 0')
+        options['weight_decay'] /= options['lr']
     options |= recipe.opt_kwargs
     if recipe.weight_decay_rule == 'tf':
         if recipe.layer_decay is not None:
@@ -86,6 +90,12 @@ def create_schedule(
     if recipe.schedule == 'tf' and isinstance(schedule, CosineLRScheduler):
         end_warm_up_on_the_cosine(schedule)
     return schedule, num_epochs
+
+
+def create_num_epochs(recipe: Recipe) -> int:
+    """Epochs that a run of the recipe trains, warm-up prefix and cool-down included."""
+    anything = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate(1))
+    return create_schedule(anything, recipe, updates_per_epoch=1)[1]
 
 
 def check_rates(schedule: Scheduler, num_epochs: int, steps_per_epoch: int) -> None:
