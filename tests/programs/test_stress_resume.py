@@ -15,6 +15,7 @@ from annotated_trees import write_depth, write_voc
 from conftest import ROOT, failure, load_tool, write_images
 from timm.data import create_dataset
 
+from timm_rs.benchmark import stress_kinds
 from timm_rs.data.samples import TimmSamples
 from timm_rs.data.shards.packing import pack
 from timm_rs.programs import stress_resume
@@ -24,15 +25,17 @@ from timm_rs.publish.pull import pull
 
 @pytest.mark.stress
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize('options', [['--seed', '1'], ['--kinds', 'pseudo']], ids=['all kinds', 'pseudo labels'])
-def test_disturbed_runs_end_as_if_they_had_not_been(tmp_path, options):
-    command = [sys.executable, ROOT / 'tools/stress_resume.py', '--trials', '10', '--csv', tmp_path / 'trials.csv']
+@pytest.mark.parametrize(('trials', 'options'), [
+    (10, ['--seed', '1']), (10, ['--kinds', 'pseudo']), (6, ['--kinds', 'videos', 'frames'])],
+    ids=['all kinds', 'pseudo labels', 'videos'])
+def test_disturbed_runs_end_as_if_they_had_not_been(tmp_path, trials, options):
+    command = [sys.executable, ROOT / 'tools/stress_resume.py', '--trials', str(trials), '--csv', tmp_path / 'trials.csv']
     result = subprocess.run([*command, *options], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.splitlines()[-1] == '10 of 10 equal'
+    assert result.stdout.splitlines()[-1] == f'{trials} of {trials} equal'
     with open(tmp_path / 'trials.csv', newline='') as file:
         rows = list(csv.DictReader(file))
-    assert [row['processes'] for row in rows] == 5 * ['1', '2'] and all(row['hits'] for row in rows)
+    assert [row['processes'] for row in rows] == trials // 2 * ['1', '2'] and all(row['hits'] for row in rows)
 
 
 DENSE = [
@@ -47,14 +50,12 @@ DENSE = [
 @pytest.mark.parametrize(('task', 'layout', 'write'), [
     ('segmentation', 'voc', write_voc), ('depth', 'depth_folders', write_depth)])
 def test_disturbed_runs_of_tasks_for_pixels_end_as_if_they_had_not_been(tmp_path, monkeypatch, task, layout, write):
-    options = ['--task', task, '--dataset', layout]
-    monkeypatch.setattr(stress_resume, 'ARGUMENTS', DENSE)
-    monkeypatch.setattr(stress_resume, 'KINDS', dict(
-        alone=[*options, '--workers', '0'], fused=[*options, '--workers', '2', '--decoder', 'fused', '--amp',
-                                                   '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2']))
-    write(tmp_path / 'data', num_train=27, num_val=7)
-    (tmp_path / 'runs').mkdir()
-    monkeypatch.setattr(stress_resume, 'write_data', lambda folder: None)
+    def write_data(folder):
+        write(folder / 'data', num_train=27, num_val=7)
+    options = [*DENSE, '--task', task, '--dataset', layout, '--data-dir', '{}/data']
+    for name, more in (('alone', ['--workers', '0']), ('fused', [
+            '--workers', '2', '--decoder', 'fused', '--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2'])):
+        monkeypatch.setitem(stress_kinds.KINDS, name, stress_kinds.Kind([*options, *more], write_data))
     trials = stress_resume.run_trials(tmp_path, argparse.Namespace(
         trials=20, processes='both', kinds=['alone', 'fused'], ways=list(stress_resume.WAYS), seed=1, device='cpu',
         deterministic=False))

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import random
 import shutil
@@ -32,15 +31,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from timm.data import create_dataset
 
-from timm_rs.data.pool import open_pool, pool_fingerprint
-from timm_rs.data.pseudo_labels import MANIFEST, write_selection
-from timm_rs.data.samples import TimmSamples
-from timm_rs.data.shards.packing import pack
+from timm_rs.benchmark.stress_kinds import KINDS, write_data
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import write_csv
 from timm_rs.programs import train
@@ -48,17 +41,6 @@ from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser, at_least
 from timm_rs.training.checkpoint import BEST, LAST, read_checkpoint
 
-ARGUMENTS = [
-    '--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32',
-    '--epochs', '3', '--batch-size', '4', '--warmup-epochs', '1', '--lr', '0.02', '--log-interval', '2',
-    '--recovery-interval', '1', '--model-ema', '--model-ema-warmup', '--drop', '0.2', '--drop-path', '0.1',
-    '--aa', 'rand-m9-n2', '--reprob', '0.5', '--mixup', '0.2', '--cutmix', '1.0']
-KINDS = {  # what differs from run to run; each kind has a run of its own that is left alone
-    'folder': ['--workers', '0'],
-    'workers': ['--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'],
-    'shards': ['--workers', '0', '--dataset', 'wds/data', '--amp', '--amp-dtype', 'bfloat16'],
-    'pseudo': ['--workers', '2', '--pseudo-dir', '{}/labels', '--batch-size', '8'],
-}
 WAYS = ('kill', 'operation', 'worker', 'pause')
 OPERATIONS = ('fsync', 'replace', 'rename', 'link', 'unlink', 'remove', 'rmdir')  # of the module os
 HANG_S, HUNG = 300, 99  # no run takes so long; stands for the exit code of one that does
@@ -112,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_trials(folder: Path, arguments: argparse.Namespace) -> list[Trial]:
-    write_data(folder)
+    write_data(folder, arguments.kinds)
+    (folder / 'runs').mkdir()
     options = ['--device', arguments.device, *['--deterministic'] * arguments.deterministic]
     numbers = [1, 2] if arguments.processes == 'both' else [int(arguments.processes)]
     rng = random.Random(arguments.seed)
@@ -171,8 +154,8 @@ class Run:
 
     def __init__(self, folder: Path, name: str, trial: Trial, options: list[str], fatal: int | None = None):
         """Start the processes; the first dies at its file operation `fatal`, see `count_operations`."""
-        argv = [*ARGUMENTS, *(word.format(folder) for word in KINDS[trial.kind]), *options, '--data-dir',
-                f'{folder}/data', '--output', f'{folder}/runs', '--experiment', name, '--resume', 'auto']
+        argv = [*(word.format(folder) for word in KINDS[trial.kind].arguments), *options,
+                '--output', f'{folder}/runs', '--experiment', name, '--resume', 'auto']
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
@@ -315,34 +298,6 @@ def first_difference(first: Any, second: Any) -> str | None:
                 return f' {key}{place}'
         return None
     return None if first == second else ' '
-
-
-def write_data(folder: Path) -> None:
-    """The same few images as folders of classes and as shards, in `folder`/data."""
-    rng = np.random.default_rng(0)
-    for split, count in (('train', 9), ('validation', 5)):
-        for label in range(3):
-            target = folder / 'data' / split / str(label)
-            target.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 120, (24, 24, 3)) + 135 * np.eye(3, dtype=int)[label]
-                Image.fromarray(pixels.astype(np.uint8)).save(target / f'{index}.jpg')
-        pack(TimmSamples(create_dataset('', root=str(folder / 'data' / split))), folder / 'data', split,
-             short_side=0, num_shards=3)
-    write_labels(folder / 'labels', folder / 'data/train')
-    (folder / 'runs').mkdir()
-
-
-def write_labels(folder: Path, pool: Path) -> None:
-    """Labels for a pool of images, as tools/pseudo_label.py writes them."""
-    samples = open_pool(str(pool))
-    folder.mkdir()
-    (folder / MANIFEST).write_text(json.dumps(dict(
-        pool=str(pool), data_dir=None, split='train', num_images=len(samples),
-        pool_sha256=pool_fingerprint(samples, str(pool)), num_classes=3, classes=['0', '1', '2'], top_k=2)))
-    classes = np.arange(len(samples))[:, None] + [0, 1]
-    write_selection(folder, dict(entries=classes[:, 0], ids=(classes % 3).astype(np.uint16),
-                                 probabilities=np.full(classes.shape, 0.4, np.float16)), {})
 
 
 def tail(run: Path) -> str:
