@@ -29,7 +29,8 @@ from timm_rs.publish.pull import pull
     (10, ['--seed', '1']), (10, ['--kinds', 'pseudo']), (6, ['--kinds', 'videos', 'frames'])],
     ids=['all kinds', 'pseudo labels', 'videos'])
 def test_disturbed_runs_end_as_if_they_had_not_been(tmp_path, trials, options):
-    command = [sys.executable, ROOT / 'tools/stress_resume.py', '--trials', str(trials), '--csv', tmp_path / 'trials.csv']
+    command = [sys.executable, ROOT / 'tools/stress_resume.py', '--trials', str(trials), '--csv',
+               tmp_path / 'trials.csv']
     result = subprocess.run([*command, *options], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == f'{trials} of {trials} equal'
