@@ -58,6 +58,7 @@ class Task:
         blank: the target of a sample that does not count, of the kind that `encoder` gives.
         hub: type and name of the task on the Hugging Face Hub.
         is_of_pixels: whether outputs are of pixels, and not of whole images.
+        is_of_videos: whether samples are videos, and the network sees clips of them.
         starts_with_classes: whether the classes of `initial_checkpoint` are those of the data.
         knobs: an instance of `Knobs`.
         best_by: the metric that `model_best` is chosen by.
@@ -70,6 +71,7 @@ class Task:
     blank: ClassVar[Any]
     hub: ClassVar[tuple[str, str]]
     is_of_pixels: ClassVar[bool] = False
+    is_of_videos: ClassVar[bool] = False
     starts_with_classes: ClassVar[bool] = True
 
     def __init__(self, recipe: Recipe):
