@@ -157,3 +157,9 @@ def test_first_decay_of_the_average_is_two_elevenths_and_the_ramp_ends_at_update
 def test_unknown_optimizer_is_refused_by_name():
     with pytest.raises(UserError, match='sgdd'):
         create_optimizer(nn.Linear(2, 2), Recipe(opt='sgdd'), 1)
+
+
+def test_the_rule_of_the_code_for_images_is_refused_for_clips():
+    model = timm.create_model('resnetrs3d', layers=(1, 1, 1, 1), width=0.125)
+    with pytest.raises(UserError, match='their code for clips decays what timm does: leave it out'):
+        create_optimizer(model, Recipe(weight_decay_rule='tf'), 1)

@@ -140,6 +140,22 @@ class Video(Classification):
         clips = views.unflatten(0, (-1, self.knobs.eval_clips))[self.knobs.eval_crops // 2]
         return clips.movedim(0, 1).flatten(1, 2)
 
+    def loading(self, data_config: dict[str, Any]) -> tuple[str, list[str]]:
+        """The views of a video (views, C, T, H, W), as they were evaluated."""
+        knobs, config = self.knobs, self.eval_config(data_config)
+        views = config['input_size'][1], knobs.num_frames, knobs.frame_stride, knobs.eval_clips, knobs.eval_crops
+        mean, std = (tuple(map(float, config[name])) for name in ('mean', 'std'))
+        return 'from timm_rs.transforms.clips import EvalClips  # reads videos with PyAV: pip install av', [
+            '# size, frames, frames from one to the next, clips of a video, crops of a clip',
+            "with open('video.mp4', 'rb') as file:",
+            f'    views = torch.from_numpy(EvalClips{views}(file.read(), 0))',
+            f'x = (views / 255 - torch.tensor({mean})) / torch.tensor({std})',
+            'x = x.reshape(-1, *x.shape[-4:]).movedim(-1, 1)  # a batch of clips (N, C, T, H, W)']
+
+    def usage(self, num_outputs: int) -> list[str]:
+        return ['    probabilities = model(x).softmax(dim=1).mean(0)',
+                f'print(probabilities.topk({min(5, num_outputs)}))']
+
     def results(self, computed: dict[str, float]) -> dict[str, Any]:
         """With what they were measured on."""
         knobs = self.knobs
