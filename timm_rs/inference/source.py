@@ -80,7 +80,7 @@ def open_model(
                     model_kwargs=model_kwargs or {}, device='cpu')
     model, data_config = build_model(recipe, Device('cpu'), create_task(recipe))
     if 'num_frames' in data_config:
-        recipe = _of_clips(recipe, data_config)
+        recipe = _create_clip_recipe(recipe, data_config)
     if img_size and source.startswith(SCHEMES):
         own = data_config | dict(input_size=model.pretrained_cfg['input_size'])
         data_config = _resized(source, model, own, img_size)
@@ -115,7 +115,7 @@ def _resized(source: str, model: Any, data_config: dict[str, Any], img_size: int
     return data_config | dict(input_size=(channels, img_size, img_size))
 
 
-def _of_clips(recipe: Recipe, data_config: dict[str, Any]) -> Recipe:
+def _create_clip_recipe(recipe: Recipe, data_config: dict[str, Any]) -> Recipe:
     """`recipe` of a network for clips, whose views are those that it was trained with.
 
     Raises UserError where nothing says which.
