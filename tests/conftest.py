@@ -154,3 +154,26 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train.main(argv)
     train.main([*argv, '--eval', str(folder / 'run/model_best.pth.tar')])
     return folder / 'run'
+
+
+# The smallest network for clips, and what recipes of images have and clips do not.
+TINY_CLIPS = [*TINY, '--task', 'video', '--model', 'resnetrs3d', '--img-size', '24', '--num-frames', '3',
+              '--color-jitter', '0', '--train-interpolation', 'bilinear', '--mean', '0', '--std', '1',
+              '--batch-size', '4', '--lr', '0.01']
+
+
+@pytest.fixture(scope='session')
+def clips_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on videos of two classes, with six views of frames 1 apart; `clips` is beside it."""
+    from videos import encode, write_frames  # which need PyAV
+    folder = tmp_path_factory.mktemp('clips_run')
+    for split in ('train', 'validation'):
+        for name, colour in dict(blue=(40, 60, 250), red=(250, 60, 40)).items():
+            (folder / 'clips' / split / name).mkdir(parents=True)
+            for index in range(3):
+                (folder / 'clips' / split / name / f'{index}.mp4').write_bytes(encode(8 + index, colour=colour))
+            write_frames(folder / 'clips' / split / name / 'frames', 9, colour)
+    train.main([*TINY_CLIPS, '--data-dir', str(folder / 'clips'), '--output', str(folder), '--experiment', 'run',
+                '--epochs', '1', '--frame-stride', '1', '--eval-clips', '2', '--eval-crops', '3',
+                '--eval-img-size', '32'])
+    return folder / 'run'

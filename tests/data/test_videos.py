@@ -9,6 +9,7 @@ from timm_rs.data.listing import EMPTY_OF_VIDEOS, MISSING, NO_VIDEO, OF_SYSTEM, 
 from timm_rs.data.samples import Relabelled
 from timm_rs.data.videos import frames_in, open_folder, open_list, open_video_split
 from timm_rs.errors import UserError
+from timm_rs.inference.predict import find_images
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.frames import open_video
 
@@ -46,6 +47,20 @@ def test_class_folders(folder):
                         'empty/notes.txt': NO_VIDEO, 'empty': EMPTY_OF_VIDEOS}
     assert '2 neither a video nor one of its frames (.txt, .jpg)' in summary(samples.left_out)
     assert open_folder(str(folder), class_is_leaf=True).classes == {'dancing': 0, 'deep': 1, 'riding a bike': 2}
+
+
+def test_a_folder_with_videos_in_it_is_none_itself(folder):
+    shutil.copy(folder / 'dancing/thumbnail.jpg', folder / 'dancing/deep/thumbnail.jpg')
+    assert names(open_folder(str(folder)), folder) == [
+        'dancing/deep/c.mkv', 'dancing/of frames', 'riding a bike/b9.WEBM', 'riding a bike/b10.mp4']
+
+
+def test_without_classes_any_folder_of_images_is_a_video(folder):
+    shutil.copytree(folder / 'dancing/of frames', folder / 'frames')
+    found = [name.removeprefix(f'{folder}/') for name in find_images([str(folder)], of_videos=True)]
+    assert found == ['dancing/deep/c.mkv', 'dancing/of frames', 'frames', 'riding a bike/b10.mp4',
+                     'riding a bike/b9.WEBM']
+    assert find_images([str(folder / 'frames')], of_videos=True) == [str(folder / 'frames')]
 
 
 def test_frames_are_in_natural_order(tmp_path):

@@ -1,4 +1,4 @@
-"""What a network says of every pixel, as pictures."""
+"""What a network says of every pixel, or of a video, as pictures."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from timm_rs.inference.pictures import draw_images
+from timm_rs.inference.pictures import LINE, draw_images, draw_strip
+from timm_rs.inference.predict import Class, Prediction
 from timm_rs.inference.source import Source
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.segmentation import voc_colours
@@ -74,3 +75,13 @@ def test_names_do_not_overwrite_each_other_and_bad_images_are_said(photo, tmp_pa
 def test_colours_are_those_of_vocs_masks():
     assert voc_colours(21)[[0, 1, 2, 3, 4, 15, 20]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [192, 128, 128], [0, 64, 128]]
+
+
+def test_a_strip_has_frames_from_first_to_last_over_bars_as_long_as_their_probability(tmp_path):
+    frames = torch.arange(0, 200, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 56, 60, 3)
+    classes = [Class(1, 'left', 0.75), Class(0, 'right', 0.25)]
+    found = np.asarray(Image.open(draw_strip(Prediction('a/clip.mp4', classes, '', frames), tmp_path / 'out', set())))
+    assert found.shape == (112 + 2 * LINE, 8 * 120, 3)
+    assert found[50, 60::120, 0].tolist() == [0, 30, 50, 80, 110, 140, 160, 190]
+    filled = (found[[112 + LINE - 2, 112 + 2 * LINE - 2]] != 255).any(2).mean(1)
+    assert filled == pytest.approx([0.75, 0.25], abs=0.01)

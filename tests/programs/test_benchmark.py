@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import failure, load_tool
+from conftest import TINY_CLIPS, failure, load_tool
 
 benchmark = load_tool('benchmark')
 RECIPE = ['--model', 'resnetrs_50', '--img-size', '16', '--workers', '0', '--aa', 'rand-m10-n2-p1.0', '-b', '8']
@@ -24,6 +24,19 @@ def test_loaders_take_turns_and_rows_say_where_they_come_from(capsys, image_fold
     assert float(rows[0]['cpu_ratio_to_timm_median']) == 1 and float(rows[1]['cpu_ms_min']) > 0
     assert float(rows[1]['psnr_db_median']) > 50
     assert all(row['versions'].startswith('python 3') and row['hardware'] and row['commit'] for row in rows)
+
+
+def test_clips_are_measured_by_where_their_frames_come_from(capsys, clips_run, tmp_path):
+    benchmark.main(['loader', *TINY_CLIPS, '--frame-stride', '1', '--data-dir', str(clips_run.parent / 'clips'),
+                    '--images', '4', '--rounds', '1', '--csv', str(tmp_path / 'clips.csv')])
+    out = capsys.readouterr().out
+    assert 'resnetrs3d at 24 px, 0 workers, 4 clips per turn, 1 rounds' in out
+    rows = read_rows(tmp_path / 'clips.csv')
+    assert [row['source'] for row in rows] == [
+        'files', 'files, packed', 'JPEG frames, packed', 'JPEG frames in folders']
+    assert all(row['frames'] == '3x1' and row['source'] in out and float(row['clips_per_core_s_min']) == pytest.approx(
+        1000 / float(row['cpu_ms_max']), rel=2e-3) for row in rows)
+    assert float(rows[0]['cpu_share_of_files_median']) == 1 != float(rows[2]['cpu_share_of_files_median'])
 
 
 def read_rows(path):

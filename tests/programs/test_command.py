@@ -32,7 +32,8 @@ def test_list_has_every_program_with_the_first_line_of_its_docstring(capsys, arg
     shown = dict(re.findall(r'^  ([a-z-]+) {2,}(.+)$', capsys.readouterr().out, re.MULTILINE))
     doors = {path.stem for path in [ROOT / 'train.py', *(ROOT / 'tools').glob('*.py')]} - {'stress_resume'}
     assert list(shown) == sorted({door.replace('_', '-') for door in doors} | {'eval'})
-    assert shown['predict'] == 'Print the most likely classes of images, or draw what a network says of their pixels.'
+    assert shown['predict'] == (
+        'Print the most likely classes of images or videos, or draw what a network says of their pixels.')
 
 
 @pytest.mark.parametrize('name', sorted({path.stem for path in (ROOT / 'timm_rs/programs').glob('[!_]*.py')}))

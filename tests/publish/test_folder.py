@@ -11,6 +11,8 @@ import yaml
 from timm.data import resolve_model_data_config
 
 from timm_rs.errors import UserError
+from timm_rs.inference.predict import predict
+from timm_rs.inference.source import open_model
 from timm_rs.models import PAPER_POINTS
 from timm_rs.publish.card import model_card
 from timm_rs.publish.folder import stock_name, stock_twin, write_folder
@@ -93,6 +95,24 @@ def test_a_network_for_clips_keeps_our_name(tiny_run, tmp_path):
     x = torch.randn(1, 3, 3, 32, 32)
     assert loaded.num_frames == 3 and torch.equal(loaded(x), clips.model(x))
     assert '```python\nimport timm_rs\n' in (tmp_path / 'folder/README.md').read_text()
+
+
+def test_a_card_of_a_network_for_clips_has_code_that_says_what_predict_says(clips_run, tmp_path, monkeypatch):
+    write_folder(read_run(clips_run), tmp_path / 'folder', NAME)
+    card = (tmp_path / 'folder/README.md').read_text()
+    assert '3 frames of 24 px' in card and 'images' not in card and 'Image.open' not in card
+    code = re.search('```python\n(.*?)```', card, re.DOTALL)[1]
+    assert code.startswith('import timm_rs\n') and '(N, C, T, H, W)' in code
+    monkeypatch.chdir(tmp_path)
+    video = clips_run.parent / 'clips/validation/red/2.mp4'
+    shutil.copy(video, 'video.mp4')
+    found = {}
+    exec(code.replace(f'hf-hub:{NAME}', 'local-dir:folder'), found)
+    assert found['x'].shape == (6, 3, 3, 32, 32)
+    one, = predict(open_model(str(clips_run)), [str(video)])
+    best = found['probabilities'].topk(2)
+    assert best.indices.tolist() == [each.number for each in one.classes]
+    assert best.values.tolist() == pytest.approx([each.probability for each in one.classes], rel=1e-4)
 
 
 def test_weights_that_are_not_finite_are_not_published():

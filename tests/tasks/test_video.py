@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, assert_equal, load_tool
+from conftest import TINY, TINY_CLIPS, assert_equal, load_tool
 from videos import encode, write_frames
 
 from timm_rs.data.loader import create_eval_loader
@@ -17,9 +17,6 @@ from timm_rs.programs import train
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.video import Video
 
-PLAIN = ['--color-jitter', 0, '--train-interpolation', 'bilinear']
-ARGUMENTS = [*TINY, '--task', 'video', '--model', 'resnetrs3d', '--img-size', 24, '--num-frames', 3, *PLAIN,
-             '--batch-size', 4, '--mean', 0, '--std', 1, '--lr', 0.01]
 COLOURS = {'blue': (40, 60, 250), 'red': (250, 60, 40)}
 
 
@@ -53,7 +50,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_the_one_that_was_not(run, videos,
                 os.kill(os.getpid(), signal.SIGTERM)
             yield reported
     monkeypatch.setattr(train, 'train_updates', stopping)
-    arguments = [*ARGUMENTS, '--data-dir', data, '--drop', 0.3, '--drop-path', 0.2, '--mixup', 0.2, '--model-ema',
+    arguments = [*TINY_CLIPS, '--data-dir', data, '--drop', 0.3, '--drop-path', 0.2, '--mixup', 0.2, '--model-ema',
                  '--resume', 'auto', '--channels-last', '--log-interval', 1]
     whole = run(*arguments, '--experiment', 'whole')
     assert whole.code == 0, whole.err
@@ -73,12 +70,12 @@ def test_a_run_stopped_within_an_epoch_ends_as_the_one_that_was_not(run, videos,
 @pytest.fixture(scope='module')
 def finished(videos, tmp_path_factory):
     folder = tmp_path_factory.mktemp('finished')
-    train.main([*map(str, ARGUMENTS), '--data-dir', str(videos), '--output', str(folder), '--experiment', 'run'])
+    train.main([*TINY_CLIPS, '--data-dir', str(videos), '--output', str(folder), '--experiment', 'run'])
     return folder / 'run'
 
 
 def evaluation(run, finished, videos, *arguments):
-    result = run(*ARGUMENTS, '--data-dir', videos, '--eval', finished / 'last.pth.tar', *arguments)
+    result = run(*TINY_CLIPS, '--data-dir', videos, '--eval', finished / 'last.pth.tar', *arguments)
     assert result.code == 0, result.err
     return json.loads((finished / 'last.eval.json').read_text()), result.out
 
@@ -129,7 +126,7 @@ def test_what_a_list_misses_is_counted_and_written_down(run, finished, videos, t
         (tmp_path / split).symlink_to(videos / split)
         lines = [f'{name}/{index}.mp4 {name}' for name in COLOURS for index in range(4)]
         (tmp_path / f'{split}.txt').write_text('\n'.join([*lines, 'red/gone.mp4 red', 'blue/lost.mp4 blue']))
-    result = run(*ARGUMENTS, '--data-dir', tmp_path, '--experiment', 'listed', '--epochs', 1)
+    result = run(*TINY_CLIPS, '--data-dir', tmp_path, '--experiment', 'listed', '--epochs', 1)
     assert result.code == 0, result.err
     assert 'left out of the training data: 2 named by the list, but not there' in result.out
     assert '8 training videos' in result.out
@@ -153,7 +150,7 @@ def test_what_a_list_misses_is_counted_and_written_down(run, finished, videos, t
     (['--task', 'classification', '--num-frames'], 'unrecognized arguments|num-frames'),
 ])
 def test_what_clips_do_not_have_is_refused(run, videos, arguments, message):
-    result = run(*ARGUMENTS, '--data-dir', videos, *arguments)
+    result = run(*TINY_CLIPS, '--data-dir', videos, *arguments)
     assert result.code == 2
     assert any(part in result.err for part in message.split('|')), result.err
     assert result.err.strip().splitlines()[-1].count('error') == 1

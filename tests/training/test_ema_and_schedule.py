@@ -176,3 +176,9 @@ def test_decay_is_divided_by_the_rate_on_demand(rate, by_rate, expected):
 def test_decay_divided_by_no_rate_is_refused():
     with pytest.raises(UserError, match='divides by the learning rate, which is 0'):
         create_optimizer(nn.Linear(2, 2), Recipe(lr=0.0, weight_decay_by_rate=True), 1)
+
+
+def test_the_rule_of_the_code_for_images_is_refused_for_clips():
+    model = timm.create_model('resnetrs3d', layers=(1, 1, 1, 1), width=0.125)
+    with pytest.raises(UserError, match='their code for clips decays what timm does: leave it out'):
+        create_optimizer(model, Recipe(weight_decay_rule='tf'), 1)

@@ -1,15 +1,20 @@
 """Clips are the authors': frames, crops, resizing and views as TensorFlow's; each a function of its seed."""
 
+import contextlib
 import hashlib
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import EXPECTED
 from PIL import Image
 from scipy.stats import ks_2samp
+from torch.utils.data import DataLoader, Dataset
 from videos import HEIGHT, WIDTH, encode, number_of, picture, write_frames
 
+from timm_rs.data.shards.encoding import encode as encode_image
 from timm_rs.transforms.clips import (
     EvalClips,
     TrainClip,
@@ -19,7 +24,7 @@ from timm_rs.transforms.clips import (
     spread_frames,
 )
 from timm_rs.transforms.decode import BadImage, Limits
-from timm_rs.transforms.frames import Frames
+from timm_rs.transforms.frames import Frames, join_frames
 
 GOLDENS = np.load(EXPECTED / 'clips.npz')
 
@@ -118,6 +123,33 @@ def test_frames_flips_and_loops(tmp_path):
 def test_limits_hold():
     with pytest.raises(BadImage, match='64 x 48 pixels, more than the 100 allowed'):
         TrainClip(8, 2, 1, limits=Limits(pixels=100))(encode(3), 0)
+
+
+class MemoryOfAWorker(Dataset):
+    """Makes a clip, of each kind of video in turn, and gives the bytes that its process has in memory."""
+
+    def __init__(self, length):
+        pictures = [encode_image(Image.fromarray(picture(index)), 48, 90)[0] for index in range(40)]
+        self.sources = [encode(60, bf=2), encode(60, codec='libvpx-vp9', container='webm'), join_frames(pictures),
+                        encode()[:1500]]
+        self.length, self.make = length, TrainClip(96, 8, 2)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        with contextlib.suppress(BadImage):
+            self.make(self.sources[index % len(self.sources)], index)
+        return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='memory is counted as Linux says it')
+@pytest.mark.parametrize('num_clips', [240, pytest.param(2000, marks=pytest.mark.stress)])
+def test_memory_of_a_worker_stays_flat(num_clips):
+    memory = list(DataLoader(MemoryOfAWorker(num_clips), batch_size=None, num_workers=1))
+    growth = max(memory[-40:]) - max(memory[:num_clips // 4])
+    print(f'{growth / 1e6:.2f} MB more after {num_clips} clips, of {memory[-1] / 1e6:.0f} MB')
+    assert growth < 3e6  # the last 135 good clips are 30 MB
 
 
 @pytest.mark.parametrize('settings', [dict(scale=(0, 1)), dict(scale=(0.5, 2)), dict(ratio=(2, 1))])

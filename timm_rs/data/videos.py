@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from timm_rs.data.datasets import in_class_map, split_root
 from timm_rs.data.listing import (
@@ -26,7 +26,7 @@ from timm_rs.data.samples import AnyDataset, Samples
 from timm_rs.data.shards.reading import is_packed, open_shards
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.transforms.frames import VIDEO_SUFFIXES, Frames
+from timm_rs.transforms.frames import VIDEO_SUFFIXES, Frames, Source
 
 LISTS = ('.csv', '.txt')
 KINETICS = {'label', 'youtube_id', 'time_start', 'time_end'}  # columns of the official lists
@@ -42,16 +42,20 @@ class VideoSamples(Samples):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int) -> tuple[bytes | Frames, int]:  # type: ignore[override]
+    def read(self, index: int) -> tuple[Source, int]:  # type: ignore[override]
         """The video's file, or the frames of its folder in natural order, and its class. Raises OSError."""
-        path = Path(self.paths[index])
-        return frames_in(path) if path.is_dir() else path.read_bytes(), self.labels[index]
+        return read_video(Path(self.paths[index])), self.labels[index]
 
     def name(self, index: int) -> str:
         return self.paths[index]
 
     def targets(self) -> list[int]:
         return list(self.labels)
+
+
+def read_video(path: Path) -> Source:
+    """The bytes of a file, or the frames of a folder. Raises OSError."""
+    return frames_in(path) if path.is_dir() else path.read_bytes()
 
 
 def frames_in(folder: Path) -> Frames:
@@ -84,7 +88,7 @@ def open_folder(root: str, class_is_leaf: bool = False) -> VideoSamples:
 
     Raises UserError where there is none, or where some lie in no class; OSError.
     """
-    names, left_out = _videos_of(list_folder(root, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)))
+    names, left_out = videos_of(list_folder(root, (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)))
     left_out = [(os.path.join(root, name), reason) for name, reason in left_out]
     labels = [class_of(name, class_is_leaf) for name in names]
     if '' in labels:
@@ -98,9 +102,14 @@ def open_folder(root: str, class_is_leaf: bool = False) -> VideoSamples:
                         left_out)
 
 
-def _videos_of(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
-    """The names of the videos in a listing, and what is left out of it."""
+def videos_of(listing: Listing, in_classes: bool = True) -> tuple[list[str], list[tuple[str, str]]]:
+    """The names of the videos in a listing, and what is left out of it.
+
+    A folder of images is one, unless there are videos in it, too, or it is the folder of a class.
+    """
     videos: dict[str, None] = {}
+    of_files = {str(folder) for name in listing.names if name.lower().endswith(VIDEO_SUFFIXES)
+                for folder in PurePosixPath(name).parents}
     reasons = {NO_IMAGE: NO_VIDEO, EMPTY: EMPTY_OF_VIDEOS}
     left_out = [(name, reasons.get(reason, reason)) for name, reason in listing.left_out]
     left_out += [(name, EMPTY_OF_VIDEOS) for name in listing.directories]
@@ -108,7 +117,7 @@ def _videos_of(listing: Listing) -> tuple[list[str], list[tuple[str, str]]]:
         folder = os.path.dirname(name)
         if name.lower().endswith(VIDEO_SUFFIXES):
             videos[name] = None
-        elif '/' in folder:
+        elif ('/' in folder or not in_classes) and (folder or '.') not in of_files:
             videos[folder] = None
         else:
             left_out.append((name, NO_VIDEO))
@@ -162,7 +171,7 @@ def _read_paths(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, str, st
 
 def _read_kinetics(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
     folder = path.with_suffix('') if path.with_suffix('').is_dir() else path.parent
-    names, _ = _videos_of(list_folder(str(folder), (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)))
+    names, _ = videos_of(list_folder(str(folder), (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)))
     by_stem = {Path(name).stem if name.lower().endswith(VIDEO_SUFFIXES) else Path(name).name: name for name in names}
     for number, row in enumerate(csv.DictReader(lines), 2):
         try:

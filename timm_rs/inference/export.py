@@ -36,6 +36,8 @@ from timm_rs.inference.source import Source
 from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import check_value
+from timm_rs.tasks import create_task
+from timm_rs.tasks.video import Video, as_views
 
 SUFFIXES = {'torch_export': '.pt2', 'onnx': '.onnx', 'openvino': '.xml'}
 PRECISIONS = ('fp32', 'bf16', 'int8')
@@ -143,13 +145,16 @@ def export_metadata(
         source: Source, format: str, precision: str, num_folded: int, batch_size: int | None) -> dict[str, Any]:
     """The metadata of a file: what it is, and what its images must be."""
     config, recipe = source.data_config, source.recipe
+    if isinstance(task := create_task(recipe), Video):
+        config = config | dict(frame_stride=task.knobs.frame_stride)
     shape = [batch_size or 'batch', *clip_shape(source.model, config['input_size'])]
     return dict(
         model=source.name, format=format, precision=precision, folded_batch_norms=num_folded,
         input=dict(name=IMAGES, dtype='float32', shape=shape),
         output=dict(name=LOGITS, dtype='float32', shape=[batch_size or 'batch', source.model.num_classes]),
         data_config={key: list(config[key]) for key in ('input_size', 'mean', 'std')} | {
-            key: config[key] for key in ('interpolation', 'crop_pct', 'crop_mode', 'num_frames') if key in config},
+            key: config[key] for key in ('interpolation', 'crop_pct', 'crop_mode', 'num_frames', 'frame_stride')
+            if key in config},
         preprocessing=recipe.preprocessing, input_img_mode=recipe.input_img_mode, class_names=source.class_names,
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
 
@@ -192,6 +197,8 @@ def as_source(path: Path, exported: Exported) -> Source:
         config = metadata['data_config']
         values = dict(preprocessing=metadata['preprocessing'], input_img_mode=metadata['input_img_mode'],
                       in_chans=config['input_size'][0])
+        if 'num_frames' in config:
+            values |= as_views(config['num_frames'], config.get('frame_stride', 2))
         for name, value in (values | config).items():
             if name in FIELDS:
                 check_value(name, value, str(path))

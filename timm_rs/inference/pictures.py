@@ -1,4 +1,4 @@
-"""What a network says of every pixel, as pictures."""
+"""What a network says of every pixel, or of a video, as pictures."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,19 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate
 
 from timm_rs.data.bad_samples import READ_ERRORS, why_unreadable
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.inference.predict import FileSamples
+from timm_rs.inference.predict import FileSamples, Prediction
 from timm_rs.inference.source import Source
 from timm_rs.progress import track
 from timm_rs.tasks import create_task
 from timm_rs.tasks.dense import DenseTask
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, open_picture
 from timm_rs.transforms.joint import fitted
+
+STRIP_FRAMES, STRIP_SIDE, LINE = 8, 112, 24  # of strips: frames, their size and that of a line of text in pixels
 
 
 class Drawn(NamedTuple):
@@ -57,13 +59,38 @@ def draw_images(source: Source, images: Sequence[str], folder: Path, device: Dev
         own = interpolate(outputs[:, :, :height, :width], (tall, wide), mode='bilinear')[0]
         colours, words = task.draw(own, source.class_names)
         blended = np.uint8(np.rint(task.opacity * colours + (1 - task.opacity) * pixels))
-        file = folder / f'{_free(Path(image).stem, taken)}.png'
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(blended).save(file)
-        except OSError as error:
-            raise UserError(f'{file} cannot be written: {error.strerror or error}') from error
-        yield Drawn(image, words, file)
+        yield Drawn(image, words, _save(Image.fromarray(blended), folder, image, taken))
+
+
+def draw_strip(prediction: Prediction, folder: Path, taken: set[str]) -> Path:
+    """Draw frames that the model has seen of a video, evenly spaced, and its classes below them, into `folder`, as PNG.
+
+    `taken` has the names of the pictures before. Raises UserError when it cannot be written.
+    """
+    assert prediction.frames is not None
+    count = len(prediction.frames)
+    chosen = prediction.frames[np.linspace(0, count - 1, min(count, STRIP_FRAMES)).round().astype(int)]
+    strip = Image.fromarray(np.concatenate(list(chosen.numpy()), axis=1))
+    scale = max(1, round(STRIP_SIDE / strip.height))
+    strip = strip.resize((strip.width * scale, strip.height * scale), Image.Resampling.NEAREST)
+    picture = Image.new('RGB', (strip.width, strip.height + LINE * len(prediction.classes)), 'white')
+    picture.paste(strip)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(LINE * 2 // 3)
+    for rank, found in enumerate(prediction.classes):
+        top = strip.height + LINE * rank
+        pen.rectangle((0, top + 1, found.probability * strip.width, top + LINE - 1), fill=(190, 215, 240))
+        pen.text((5, top + LINE // 2), f'{100 * found.probability:.1f} %  {found.name}', 'black', font, anchor='lm')
+    return _save(picture, folder, prediction.image, taken)
+
+
+def _save(picture: Image.Image, folder: Path, image: str, taken: set[str]) -> Path:
+    file = folder / f'{_free(Path(image).stem, taken)}.png'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    except OSError as error:
+        raise UserError(f'{file} cannot be written: {error.strerror or error}') from error
+    return file
 
 
 def _free(stem: str, taken: set[str]) -> str:

@@ -13,9 +13,11 @@ from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import KeyValues, at_least
 from timm_rs.recipe.foreign import TRUST_HELP
 from timm_rs.recipe.knobs import Recipe, nearest
+from timm_rs.recipe.reading import read_file
 from timm_rs.tasks import create_task
+from timm_rs.tasks.video import as_views
 from timm_rs.training.build import build_model, has_fixed_size
-from timm_rs.training.trained import read_run
+from timm_rs.training.trained import read_run, taken_recipe
 
 MODEL_HELP = ("a run's folder (its best) or checkpoint, a folder with a config.json, or a name of timm's, with "
               'tag, hf-hub: or local-dir:')
@@ -77,6 +79,8 @@ def open_model(
     recipe = Recipe(model=source, pretrained=pretrained, num_classes=num_classes, img_size=img_size,
                     model_kwargs=model_kwargs or {}, device='cpu')
     model, data_config = build_model(recipe, Device('cpu'), create_task(recipe))
+    if 'num_frames' in data_config:
+        recipe = _create_clip_recipe(recipe, data_config)
     if img_size and source.startswith(SCHEMES):
         own = data_config | dict(input_size=model.pretrained_cfg['input_size'])
         data_config = _resized(source, model, own, img_size)
@@ -109,6 +113,22 @@ def _resized(source: str, model: Any, data_config: dict[str, Any], img_size: int
     if has_fixed_size(model):
         raise UserError(f'{source} has its image size, {height} x {width}, in its weights; leave out --img-size')
     return data_config | dict(input_size=(channels, img_size, img_size))
+
+
+def _create_clip_recipe(recipe: Recipe, data_config: dict[str, Any]) -> Recipe:
+    """`recipe` of a network for clips, whose views are those that it was trained with.
+
+    Raises UserError where nothing says which.
+    """
+    folder = recipe.model.removeprefix('local-dir:')
+    if folder != recipe.model and (published := Path(folder, 'args.yaml')).is_file():
+        trained = taken_recipe(read_file(published), published, trusted=False)
+        return dataclasses.replace(trained, model=recipe.model, device='cpu')
+    if recipe.model.startswith(SCHEMES):
+        raise UserError(f'{recipe.model} takes clips, and its args.yaml, which says of which frames, is not here: give '
+                        'the folder that tools/pull_from_hub.py makes of it')
+    arguments = {name: value for name, value in recipe.model_kwargs.items() if name != 'num_frames'}
+    return dataclasses.replace(recipe, model_kwargs=arguments, **as_views(data_config['num_frames']))
 
 
 def _check_name(name: str) -> None:

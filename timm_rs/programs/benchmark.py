@@ -11,6 +11,7 @@ examples:
   python tools/benchmark.py memory --table3 --precision bf16
   python tools/benchmark.py loader --recipe train_recipes/rs50.yaml
   python tools/benchmark.py loader --recipe train_recipes/rs152_i224.yaml --data-dir imagenet --workers 8
+  python tools/benchmark.py loader --recipe train_recipes/k400_rs3d50.yaml --csv results/clips.csv
 """
 
 import argparse
@@ -22,6 +23,7 @@ import timm
 import torch
 
 import timm_rs  # noqa: F401  (registers the models)
+from timm_rs.benchmark.clip_loaders import clip_table, run_clip_loaders
 from timm_rs.benchmark.loaders import loader_table, run_loaders
 from timm_rs.benchmark.models import (
     BOTH_TABLES,
@@ -43,17 +45,20 @@ from timm_rs.files import append_rows, check_writable
 from timm_rs.inference.backends import BACKENDS
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks import add_task_arguments, find_task
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     loader = commands.add_parser('loader', help='the data loader beside timm\'s: CPU time and images per second')
-    loader.add_argument('--images', type=int, default=2048, help='images per turn, in several epochs if need be [2048]')
+    loader.add_argument('--images', type=int, help='images, or clips of videos, per turn, in several epochs if need be '
+                        '[2048 images, 32 clips]')
     loader.add_argument('--rounds', type=int, default=7, help='turns of each loader that count [7]')
-    loader.add_argument('--no-pack', action='store_true', help='leave out packed shards')
+    loader.add_argument('--no-pack', action='store_true', help='leave out packed shards of images')
     loader.add_argument('--csv', type=Path, help='add the rows to this file, e.g. results/loader.csv')
     add_recipe_arguments(loader)
+    add_task_arguments(loader, argv)
     for work, words in (('train', 'training steps: time, images per second and peak memory'),
                         ('infer', 'forward passes: the same, by back-end'),
                         ('memory', 'peak memory of training steps, without the clock')):
@@ -144,11 +149,19 @@ def default_size(model: str) -> int:
 
 
 def run_loader_command(recipe: Recipe, arguments: Any) -> None:
-    if min(arguments.images, arguments.rounds) < 1:
+    task = find_task(recipe.task)
+    noun, usual = ('clips', 32) if task.is_of_videos else ('images', 2048)
+    images = usual if arguments.images is None else arguments.images
+    if min(images, arguments.rounds) < 1:
         raise UserError('--images and --rounds must be at least 1')
-    rows, decoding = run_loaders(recipe, arguments.images, arguments.rounds, packed=not arguments.no_pack)
-    print(f'{recipe.model} at {rows[0]["img_size"]} px, {rows[0]["workers"]} workers, {arguments.images} images per '
-          f'turn, {arguments.rounds} rounds; CPU of all processes')
-    print(loader_table(rows, decoding))
+    if task.is_of_videos:
+        rows = run_clip_loaders(recipe, images, arguments.rounds)
+        table = clip_table(rows)
+    else:
+        rows, decoding = run_loaders(recipe, images, arguments.rounds, packed=not arguments.no_pack)
+        table = loader_table(rows, decoding)
+    print(f'{recipe.model} at {rows[0]["img_size"]} px, {rows[0]["workers"]} workers, {images} {noun} per turn, '
+          f'{arguments.rounds} rounds; CPU of all processes')
+    print(table)
     if arguments.csv:
         append_rows(arguments.csv, rows)

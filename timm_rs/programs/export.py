@@ -14,7 +14,7 @@ from timm_rs.inference.predict import find_images, load_images
 from timm_rs.inference.source import Source, add_model_arguments, open_model
 from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.command_line import Parser
-from timm_rs.tasks import check_of_images
+from timm_rs.tasks import check_of_images, find_task
 
 EXAMPLE = """examples:
   python tools/export.py output/train/NAME --format onnx --output digits.onnx
@@ -72,7 +72,7 @@ def choose_images(args: Namespace, source: Source) -> tuple[torch.Tensor | None,
     if args.precision == 'int8':
         num_calibrating = args.calibration_images if args.calibration else 32
     if args.calibration:
-        files = find_images([args.calibration])
+        files = find_images([args.calibration], source.name, find_task(source.recipe.task).is_of_videos)
         random.Random(0).shuffle(files)  # they lie class by class
         images, problems = load_images(source, files[:num_calibrating + num_checking])
         for name, reason in problems:

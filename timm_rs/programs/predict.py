@@ -1,10 +1,11 @@
-"""Print the most likely classes of images, or draw what a network says of their pixels.
+"""Print the most likely classes of images or videos, or draw what a network says of their pixels.
 
-Exit status: 0 when all images are good, 1 when some cannot be used (they are named), 2 when nothing can be done.
+Exit status: 0 when all of them are good, 1 when some cannot be used (they are named), 2 when nothing can be done.
 """
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,31 +15,33 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import write_csv
 from timm_rs.inference.export import SUFFIXES, as_source, open_export
-from timm_rs.inference.pictures import draw_images
+from timm_rs.inference.pictures import draw_images, draw_strip
 from timm_rs.inference.predict import Prediction, find_images, predict
 from timm_rs.inference.source import Source, add_model_arguments, open_model
 from timm_rs.recipe.command_line import Parser
 from timm_rs.tasks import find_task
 
-COLUMNS = ('image', 'rank', 'class_index', 'class_name', 'probability')
+COLUMNS = ('rank', 'class_index', 'class_name', 'probability')
 EXAMPLE = """examples:
   python tools/predict.py output/train/NAME cat.jpg photos/ https://example.org/dog.jpg
   python tools/predict.py resnetrs_50 photos --top-k 3 --csv predictions.csv
   python tools/predict.py rs50.onnx photos
   python tools/predict.py output/train/SEGMENTATION photos --pictures drawn
+  python tools/predict.py output/train/MOTION clip.mp4 videos/ folder_of_frames/ --pictures strips
 """
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, epilog=EXAMPLE)
     add_model_arguments(parser, pretrained=True, exports=True)
-    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with all below), URLs')
-    parser.add_argument('--top-k', type=int, default=5, metavar='K', help='classes per image [%(default)s]')
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with all '
+                        'below), URLs; videos for networks for clips')
+    parser.add_argument('--top-k', type=int, default=5, metavar='K', help='classes of each [%(default)s]')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='also write a row per image and class there')
-    parser.add_argument('--pictures', type=Path, metavar='FOLDER', default=Path('predictions'),
-                        help='of tasks with an answer for every pixel: where they are drawn [%(default)s]')
-    parser.add_argument('--batch-size', type=int, default=32, metavar='N', help='images at once [%(default)s]')
-    parser.add_argument('--workers', type=int, metavar='N', help='processes that decode [by the number of images]')
+    parser.add_argument('--pictures', type=Path, metavar='FOLDER', help='where they are drawn: of tasks with an '
+                        'answer for every pixel [predictions]; of videos, frames and classes, only where this is given')
+    parser.add_argument('--batch-size', type=int, metavar='N', help='images at once [32], or videos [4]')
+    parser.add_argument('--workers', type=int, metavar='N', help='processes that decode [by how much there is]')
     parser.add_argument('--device', metavar='D', help='cpu or cuda [a GPU where there is one]')
     args = parser.parse_args(argv)
     with exit_on_user_error():
@@ -48,34 +51,38 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: Namespace) -> int:
     """The number of images that cannot be used."""
-    if min(args.top_k, args.batch_size) < 1 or (args.workers or 0) < 0:
+    if min(args.top_k, 1 if args.batch_size is None else args.batch_size) < 1 or (args.workers or 0) < 0:
         raise UserError('--top-k and --batch-size must be at least 1, --workers 0 or more')
     if args.csv and not args.csv.parent.is_dir():
         raise UserError(f'--csv {args.csv}: there is no folder {args.csv.parent}')
-    images = find_images(args.images)
     device = Device(args.device or 'cuda', fall_back=not args.device)
-    batch_size = args.batch_size
+    fixed: Any = 'batch'
     if Path(args.model).suffix in SUFFIXES.values():
         exported = open_export(Path(args.model))
         source, device = as_source(Path(args.model), exported), Device('cpu')
         fixed = exported.metadata['input']['shape'][0]
-        batch_size = batch_size if fixed == 'batch' else fixed
     else:
         source = open_model(
             args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights,
             args.trust)
-    if find_task(source.recipe.task).is_of_pixels:
+    task = find_task(source.recipe.task)
+    images = find_images(args.images, source.name, task.is_of_videos)
+    if task.is_of_pixels:
         return draw(args, source, images, device)
-    workers = min(len(images) // 64, num_cores()) if args.workers is None else args.workers
-    rows, num_bad = [], 0
+    usual, few = (4, 4) if task.is_of_videos else (32, 64)
+    batch_size = (args.batch_size or usual) if fixed == 'batch' else fixed
+    workers = min(len(images) // few, num_cores()) if args.workers is None else args.workers
+    rows, num_bad, columns, taken = [], 0, (task.noun, *COLUMNS), set[str]()
     for prediction in predict(source, images, args.top_k, batch_size, workers, device):
         num_bad += bool(prediction.problem)
         say(prediction)
-        rows += [dict(zip(COLUMNS, (prediction.image, rank, *found), strict=True))
+        if args.pictures and prediction.frames is not None:
+            draw_strip(prediction, args.pictures, taken)
+        rows += [dict(zip(columns, (prediction.image, rank, *found), strict=True))
                  for rank, found in enumerate(prediction.classes, start=1)]
     if args.csv:
         try:
-            write_csv(args.csv, rows, COLUMNS)
+            write_csv(args.csv, rows, columns)
         except OSError as error:
             raise UserError(f'--csv {args.csv} cannot be written: {error.strerror}') from error
     return num_bad
@@ -86,7 +93,7 @@ def draw(args: Namespace, source: Source, images: list[str], device: Device) -> 
     if args.csv:
         raise UserError('--csv is for classes of images; pictures of what a network says of pixels go to --pictures')
     num_bad = 0
-    for drawn in draw_images(source, images, args.pictures, device):
+    for drawn in draw_images(source, images, args.pictures or Path('predictions'), device):
         num_bad += bool(drawn.problem)
         say_line(f'{drawn.image}: {drawn.problem or f"{drawn.words}: {drawn.file}"}', bool(drawn.problem))
     return num_bad

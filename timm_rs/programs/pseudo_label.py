@@ -19,7 +19,7 @@ from timm_rs.labelling.label import describe, label_pool, open_excluded
 from timm_rs.labelling.selection import select, warnings_of
 from timm_rs.labelling.teacher import Teacher
 from timm_rs.recipe.command_line import Parser, at_least
-from timm_rs.tasks import check_of_images
+from timm_rs.tasks import check_of_images, find_task
 
 MIN_CONFIDENCE = 0.3  # Noisy Student's
 LABEL_EXAMPLE = """example:
@@ -78,6 +78,8 @@ def _add_select(parser: argparse.ArgumentParser) -> None:
 def run_label(arguments: argparse.Namespace) -> None:
     source = open_model(arguments.teacher, pretrained=True, img_size=arguments.img_size)
     check_of_images(source.recipe.task, 'pseudo-labelling')
+    if find_task(source.recipe.task).is_of_videos:
+        raise UserError(f'{source.name} takes clips of videos, and pools are of images: take a network for images')
     device = create_device(arguments.device, fall_back=arguments.device == 'cuda')
     teacher = Teacher(source, device, arguments.batch_size, arguments.workers,
                       getattr(torch, arguments.amp_dtype) if arguments.amp_dtype else None)

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from timm_rs.data.trial_data import write_data
+from timm_rs.benchmark.stress_kinds import KINDS, write_data
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import write_csv
 from timm_rs.programs import train
@@ -41,23 +41,6 @@ from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser, at_least
 from timm_rs.training.checkpoint import BEST, LAST, read_checkpoint
 
-ARGUMENTS = [
-    '--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--img-size', '32',
-    '--epochs', '3', '--batch-size', '4', '--warmup-epochs', '1', '--lr', '0.02', '--log-interval', '2',
-    '--recovery-interval', '1', '--model-ema', '--model-ema-warmup', '--drop-path', '0.1', '--data-dir', '{}/data']
-CLASSES = ['--drop', '0.2', '--aa', 'rand-m9-n2', '--reprob', '0.5', '--mixup', '0.2', '--cutmix', '1.0']
-PIXELS = ['--data-dir', '{}/pixels', '--pyramid-channels', '8', '--head-convs', '1', '--scale-jitter', '0.5', '2',
-          '--colour', '0.2']
-BFLOAT16 = ['--amp', '--amp-dtype', 'bfloat16']
-KINDS = {  # what differs from run to run; each kind has a run of its own that is left alone
-    'folder': [*CLASSES, '--workers', '0'],
-    'workers': [*CLASSES, '--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'],
-    'shards': [*CLASSES, '--workers', '0', '--dataset', 'wds/data', *BFLOAT16],
-    'pseudo': [*CLASSES, '--workers', '2', '--pseudo-dir', '{}/labels', '--batch-size', '8'],
-    'segmentation': [*PIXELS, '--workers', '2', '--task', 'segmentation', '--dataset', 'folders', '--decoder', 'fused',
-                     '--grad-accum-steps', '2', *BFLOAT16],
-    'depth': [*PIXELS, '--workers', '0', '--task', 'depth', '--dataset', 'depth_folders'],
-}
 WAYS = ('kill', 'operation', 'worker', 'pause')
 OPERATIONS = ('fsync', 'replace', 'rename', 'link', 'unlink', 'remove', 'rmdir')  # of the module os
 HANG_S, HUNG = 300, 99  # no run takes so long; stands for the exit code of one that does
@@ -111,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_trials(folder: Path, arguments: argparse.Namespace) -> list[Trial]:
-    write_data(folder)
+    write_data(folder, arguments.kinds)
     (folder / 'runs').mkdir()
     options = ['--device', arguments.device, *['--deterministic'] * arguments.deterministic]
     numbers = [1, 2] if arguments.processes == 'both' else [int(arguments.processes)]
@@ -171,7 +154,7 @@ class Run:
 
     def __init__(self, folder: Path, name: str, trial: Trial, options: list[str], fatal: int | None = None):
         """Start the processes; the first dies at its file operation `fatal`, see `count_operations`."""
-        argv = [*(word.format(folder) for word in (*ARGUMENTS, *KINDS[trial.kind])), *options,
+        argv = [*(word.format(folder) for word in KINDS[trial.kind].arguments), *options,
                 '--output', f'{folder}/runs', '--experiment', name, '--resume', 'auto']
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))

@@ -54,7 +54,8 @@ def model_card(
     """
     recipe = trained.recipe
     _, height, width = trained.data_config['input_size']
-    size = trained.validated_on.size
+    size, frames = trained.validated_on.size, trained.data_config.get('num_frames')
+    size = f'{frames} frames of {size}' if frames else size
     cost = measure_complexity(trained.model, (height, width))
     arguments = ', '.join(f'{key}={value}' for key, value in recipe.model_kwargs.items())
     averaged = {'ema': 'the exponential moving average of the weights', 'raw': 'the weights as trained'}
@@ -75,7 +76,8 @@ def model_card(
                       f'image size on ImageNet, {paper}.')
     blocks += [
         '## Cost\n\n'
-        '| parameters (M) | image | multiply-adds (G) | FLOPs of the paper, 2 x multiply-adds (G) | activations (M) |\n'
+        f'| parameters (M) | {"clip" if frames else "image"} | multiply-adds (G) '
+        '| FLOPs of the paper, 2 x multiply-adds (G) | activations (M) |\n'
         '|---:|---:|---:|---:|---:|\n'
         f'| {cost.params / 1e6:.3f} | {size} | {cost.macs / 1e9:.3f} | {2 * cost.macs / 1e9:.3f} '
         f'| {cost.activations / 1e6:.3f} |',
@@ -108,11 +110,10 @@ def _header(trained: Trained, repo_id: str, license: str, dataset: str, needs: s
 
 
 def _snippet(trained: Trained, repo_id: str, needs: str | None) -> str:
-    mode = 'L' if trained.data_config['input_size'][0] == 1 else 'RGB'
-    lines = ['import timm', 'import torch', 'from PIL import Image', '',
+    needed, loading = trained.task.loading(trained.data_config)
+    lines = ['import timm', 'import torch', needed, '',
              f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()",
-             'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))',
-             f"image = Image.open('image.jpg').convert('{mode}')",
+             *loading,
              'with torch.inference_mode():', *trained.task.usage(trained.model.num_classes)]
     return '\n'.join(([f'import {needs}'] if needs else []) + lines) + '\n'
 
@@ -135,7 +136,7 @@ def _results(trained: Trained, dataset: str) -> str:
     present, all_classes = setting.num_classes, trained.model.num_classes
     cells |= {'data': f'{data}, split {split}'
               + (f', {present} of the {all_classes} classes' if present not in (None, all_classes) else '')
-              + (f', {trained.images} images' if trained.images else ''),
+              + (f', {trained.images} {trained.task.noun}s' if trained.images else ''),
               'image': setting.size, 'crop': f'{setting.crop_pct:g}', 'interpolation': setting.interpolation}
     return '\n'.join(f'| {" | ".join(row)} |' for row in (cells, ['---'] * len(cells), cells.values()))
 
@@ -143,7 +144,8 @@ def _results(trained: Trained, dataset: str) -> str:
 def _limits(trained: Trained, dataset: str) -> list[str]:
     recipe, own = trained.recipe, trained.validated_on
     setting, (data, split) = trained.measured_on or own, _measured_on(trained, dataset)
-    limits = [f'Only measured on data like {data}, at {setting.size}; nothing is known about other images.']
+    limits = [f'Only measured on data like {data}, at {setting.size}; nothing is known about other '
+              f'{trained.task.noun}s.']
     if not recipe.dataset and not trained.class_names:
         limits.append('The names of the classes are not in the weights: class i is folder i of the training data, in '
                       'natural order.')

@@ -82,7 +82,7 @@ class Classification(Task):
             if name != 'loss_err'}
 
     def usage(self, num_outputs: int) -> list[str]:
-        return ['    probabilities = model(transform(image).unsqueeze(0)).softmax(dim=1)',
+        return ['    probabilities = model(x).softmax(dim=1)',
                 f'print(probabilities.topk({min(5, num_outputs)}))']
 
 

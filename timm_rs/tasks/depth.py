@@ -79,7 +79,7 @@ class Depth(DenseTask):
         return colormaps['turbo'](share, bytes=True)[..., :3], words
 
     def usage(self, num_outputs: int) -> list[str]:
-        return ['    metres = model(transform(image).unsqueeze(0)).exp()  # of every pixel']
+        return ['    metres = model(x).exp()  # of every pixel']
 
 
 class DepthErrors:

@@ -74,7 +74,7 @@ class Segmentation(DenseTask):
         return voc_colours(len(outputs))[said], words
 
     def usage(self, num_outputs: int) -> list[str]:
-        return ['    classes = model(transform(image).unsqueeze(0)).argmax(dim=1)  # of every pixel']
+        return ['    classes = model(x).argmax(dim=1)  # of every pixel']
 
 
 def voc_colours(num_classes: int) -> npt.NDArray[np.uint8]:

@@ -58,6 +58,7 @@ class Task:
         blank: the target of a sample that does not count, of the kind that `encoder` gives.
         hub: type and name of the task on the Hugging Face Hub.
         is_of_pixels: whether outputs are of pixels, and not of whole images.
+        is_of_videos: whether samples are videos, and the network sees clips of them.
         starts_with_classes: whether the classes of `initial_checkpoint` are those of the data.
         knobs: an instance of `Knobs`.
         best_by: the metric that `model_best` is chosen by.
@@ -70,6 +71,7 @@ class Task:
     blank: ClassVar[Any]
     hub: ClassVar[tuple[str, str]]
     is_of_pixels: ClassVar[bool] = False
+    is_of_videos: ClassVar[bool] = False
     starts_with_classes: ClassVar[bool] = True
 
     def __init__(self, recipe: Recipe):
@@ -169,6 +171,13 @@ class Task:
         """What an evaluator computed, as it stands in the evaluation's JSON."""
         return {metric.name: computed[metric.name] for metric in self.metrics}
 
+    def loading(self, data_config: dict[str, Any]) -> tuple[str, list[str]]:
+        """For a model card, an import, and lines of Python that make a batch `x` for `model`."""
+        mode = 'L' if data_config['input_size'][0] == 1 else 'RGB'
+        return 'from PIL import Image', [
+                'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))',
+                f"x = transform(Image.open('image.jpg').convert('{mode}')).unsqueeze(0)"]
+
     def usage(self, num_outputs: int) -> list[str]:
-        """Lines of Python for a model card, in which `model`, `transform` and `image` are there, without gradients."""
-        return ['    print(model(transform(image).unsqueeze(0)))']
+        """Lines of Python for a model card, in which `model` and a batch `x` for it are there, without gradients."""
+        return ['    print(model(x))']

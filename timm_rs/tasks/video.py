@@ -34,12 +34,19 @@ ALLOWED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
+def as_views(num_frames: int, frame_stride: int = 2) -> dict[str, Any]:
+    """Values of a recipe for a network of which no run says more than its clips: it sees one of each video."""
+    knobs = dict(num_frames=num_frames, frame_stride=frame_stride)
+    return dict(task=Video.name, task_knobs={Video.name: knobs}, color_jitter=0.0, train_interpolation='bilinear')
+
+
 class Video(Classification):
     """Clips (N, C, T, H, W) of videos, and views of them (N * views, C, T, H, W) where there are several."""
 
     name = 'video'
     noun = 'video'
     hub = ('video-classification', 'Video Classification')
+    is_of_videos = True
 
     @dataclasses.dataclass
     class Knobs:
@@ -127,6 +134,27 @@ class Video(Classification):
             return model(images)  # type: ignore[no-any-return]
         logits = torch.cat([model(chunk).float() for chunk in images.split(self.views_at_once)])
         return logits.softmax(1).unflatten(0, (-1, views)).mean(1).log()
+
+    def middle(self, views: torch.Tensor) -> torch.Tensor:
+        """Of the views (N, C, T, H, W) of a video all frames of all clips (C, N', H, W), in order; the middle crop."""
+        clips = views.unflatten(0, (-1, self.knobs.eval_clips))[self.knobs.eval_crops // 2]
+        return clips.movedim(0, 1).flatten(1, 2)
+
+    def loading(self, data_config: dict[str, Any]) -> tuple[str, list[str]]:
+        """The views of a video (views, C, T, H, W), as they were evaluated."""
+        knobs, config = self.knobs, self.eval_config(data_config)
+        views = config['input_size'][1], knobs.num_frames, knobs.frame_stride, knobs.eval_clips, knobs.eval_crops
+        mean, std = (tuple(map(float, config[name])) for name in ('mean', 'std'))
+        return 'from timm_rs.transforms.clips import EvalClips  # reads videos with PyAV: pip install av', [
+            '# size, frames, frames from one to the next, clips of a video, crops of a clip',
+            "with open('video.mp4', 'rb') as file:",
+            f'    views = torch.from_numpy(EvalClips{views}(file.read(), 0))',
+            f'x = (views / 255 - torch.tensor({mean})) / torch.tensor({std})',
+            'x = x.reshape(-1, *x.shape[-4:]).movedim(-1, 1)  # a batch of clips (N, C, T, H, W)']
+
+    def usage(self, num_outputs: int) -> list[str]:
+        return ['    probabilities = model(x).softmax(dim=1).mean(0)',
+                f'print(probabilities.topk({min(5, num_outputs)}))']
 
     def results(self, computed: dict[str, float]) -> dict[str, Any]:
         """With what they were measured on."""

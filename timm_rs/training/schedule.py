@@ -11,6 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from timm_rs.errors import UserError, blaming
+from timm_rs.models.resnet_rs_3d import ResNetRS3d
 from timm_rs.recipe.knobs import Recipe
 
 
@@ -30,6 +31,9 @@ def create_optimizer(model: nn.Module, recipe: Recipe, num_devices: int) -> torc
     if recipe.weight_decay_rule == 'tf':
         if recipe.layer_decay is not None:
             raise UserError('weight_decay_rule tf and layer_decay both group the parameters: set one of the two')
+        if isinstance(model, ResNetRS3d):
+            raise UserError('weight_decay_rule tf is that of the authors\' code for images, and decays biases and '
+                            'gates, too; their code for clips decays what timm does: leave it out')
         options['param_group_fn'] = all_but_batch_norm_decay
     with blaming(f'optimizer {recipe.opt} cannot be built'):
         kind = get_optimizer_class(recipe.opt.rpartition('_')[2], bind_defaults=False)  # of lookahead_adamw, too

@@ -104,16 +104,21 @@ def resize_bilinear(image: Pixels, height: int, width: int) -> Pixels:
     """
     if image.shape[:2] == (height, width):
         return image
-    values = torch.from_numpy(np.ascontiguousarray(image)).float()
-    for dimension, after in ((1, width), (0, height)):
-        low, high, weight = _neighbours(image.shape[dimension], after)
+    rows, columns, channels = image.shape
+    values = torch.from_numpy(np.ascontiguousarray(image)).view(rows, -1).float()  # picking single columns is quicker
+    for dimension, before, after, step in ((1, columns, width, channels), (0, rows, height, 1)):
+        low, high, weight = _neighbours(before, after, step)
         first, second = values.index_select(dimension, low), values.index_select(dimension, high)
-        values = second.sub_(first).mul_(weight.view(-1, *[1] * (2 - dimension))).add_(first)
-    return values.to(torch.uint8).numpy()
+        values = second.sub_(first).mul_(weight if dimension else weight[:, None]).add_(first)
+    return values.to(torch.uint8).view(height, width, channels).numpy()
 
 
-def _neighbours(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For each of `after` pixels the two of `before` that it lies between, and how far it is from the first."""
+def _neighbours(before: int, after: int, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each of `after` pixels the two of `before` that it lies between, and how far it is from the first.
+
+    Pixels that lie side by side are `channels` values each, and so are their neighbours.
+    """
     places = (torch.arange(after) + 0.5) * torch.tensor(before / after) - 0.5
-    low = places.floor()
-    return low.clamp(min=0).long(), places.ceil().clamp(max=before - 1).long(), places - low
+    low, high = places.floor(), places.ceil().clamp(max=before - 1)
+    first, second = (channels * side[:, None].long() + torch.arange(channels) for side in (low.clamp(min=0), high))
+    return first.flatten(), second.flatten(), (places - low).repeat_interleave(channels)

@@ -1,0 +1,117 @@
+"""The kinds of small runs that tools/stress_resume.py disturbs: what train.py is told, and the data it is told of."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from timm.data import create_dataset
+
+from timm_rs.data.pool import open_pool, pool_fingerprint
+from timm_rs.data.pseudo_labels import MANIFEST, write_selection
+from timm_rs.data.samples import TimmSamples
+from timm_rs.data.shards.encoding import FRAMES
+from timm_rs.data.shards.packing import pack
+from timm_rs.data.videos import open_folder
+from timm_rs.transforms.frames import write_video
+
+SPLITS = {'train': 9, 'validation': 5}  # samples of each of three classes
+COLOURS = 135 * np.eye(3, dtype=int)  # which tell the classes
+
+
+class Kind(NamedTuple):
+    """The `arguments` of train.py, in which {} is a folder, and what writes the data of these into that folder."""
+
+    arguments: list[str]
+    write: Callable[[Path], None]
+
+
+def write_data(folder: Path, kinds: Iterable[str]) -> None:
+    """Write the data of all `kinds` into `folder`. Raises OSError; UserError without PyAV where videos are wanted."""
+    for write in dict.fromkeys(KINDS[kind].write for kind in kinds):
+        write(folder)
+
+
+def write_images(folder: Path) -> None:
+    """The same few images as folders of classes and as shards, in `folder`/data; pseudo labels in `folder`/labels."""
+    rng = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        for label in range(3):
+            target = folder / 'data' / split / str(label)
+            target.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 120, (24, 24, 3)) + COLOURS[label]
+                Image.fromarray(pixels.astype(np.uint8)).save(target / f'{index}.jpg')
+        pack(TimmSamples(create_dataset('', root=str(folder / 'data' / split))), folder / 'data', split,
+             short_side=0, num_shards=3)
+    write_labels(folder / 'labels', folder / 'data/train')
+
+
+def write_labels(folder: Path, pool: Path) -> None:
+    """Labels for a pool of images, as tools/pseudo_label.py writes them."""
+    samples = open_pool(str(pool))
+    folder.mkdir()
+    (folder / MANIFEST).write_text(json.dumps(dict(
+        pool=str(pool), data_dir=None, split='train', num_images=len(samples),
+        pool_sha256=pool_fingerprint(samples, str(pool)), num_classes=3, classes=['0', '1', '2'], top_k=2)))
+    classes = np.arange(len(samples))[:, None] + [0, 1]
+    write_selection(folder, dict(entries=classes[:, 0], ids=(classes % 3).astype(np.uint16),
+                                 probabilities=np.full(classes.shape, 0.4, np.float16)), {})
+
+
+def write_videos(folder: Path) -> None:
+    """The same few videos as files in `folder`/videos, and as shards of their frames in `folder`/frames."""
+    rng = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        for label in range(3):
+            target = folder / 'videos' / split / str(label)
+            target.mkdir(parents=True)
+            for index in range(count):
+                clip = rng.integers(0, 120, (6 + index, 24, 32, 3)) + COLOURS[label]
+                write_video(target / f'{index}.mp4', clip.astype(np.uint8))
+        pack(open_folder(str(folder / 'videos' / split)), folder / 'frames', split, num_shards=3, kind=FRAMES)
+
+
+def write_pixels(folder: Path) -> None:
+    """Noise with masks of three classes and with depths, in `folder`/pixels, as `folders` and `depth_folders`."""
+    rng = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        for kind, shape, (low, high), dtype in (
+                ('images', (24, 32, 3), (0, 256), np.uint8), ('masks', (24, 32), (0, 3), np.uint8),
+                ('depth', (24, 32), (500, 9000), np.uint16)):
+            target = folder / 'pixels' / kind / split
+            target.mkdir(parents=True)
+            for index in range(3 * count):
+                Image.fromarray(rng.integers(low, high, shape).astype(dtype)).save(target / f'{index}.png')
+    (folder / 'pixels/classes.txt').write_text('ground\nred\ngreen\n')
+
+
+ANY = [
+    '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--epochs', '3', '--batch-size', '4', '--warmup-epochs', '1',
+    '--lr', '0.02', '--log-interval', '2', '--recovery-interval', '1', '--model-ema', '--model-ema-warmup',
+    '--drop-path', '0.1']
+CLASSES = [*ANY, '--drop', '0.2', '--mixup', '0.2']
+BFLOAT16 = ['--amp', '--amp-dtype', 'bfloat16']
+IMAGES = [
+    *CLASSES, '--model', 'resnetrs', '--img-size', '32', '--aa', 'rand-m9-n2', '--reprob', '0.5', '--cutmix', '1.0',
+    '--data-dir', '{}/data']
+PIXELS = [
+    *ANY, '--model', 'resnetrs', '--img-size', '32', '--pyramid-channels', '8', '--head-convs', '1', '--scale-jitter',
+    '0.5', '2', '--colour', '0.2', '--data-dir', '{}/pixels']
+VIDEOS = [
+    *CLASSES, '--model', 'resnetrs3d', '--img-size', '24', '--task', 'video', '--num-frames', '6', '--color-jitter',
+    '0', '--train-interpolation', 'bilinear', '--mean', '0', '--std', '1']
+KINDS = {  # each has a run of its own that is left alone
+    'folder': Kind([*IMAGES, '--workers', '0'], write_images),
+    'workers': Kind([*IMAGES, '--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'], write_images),
+    'shards': Kind([*IMAGES, '--workers', '0', '--dataset', 'wds/data', *BFLOAT16], write_images),
+    'pseudo': Kind([*IMAGES, '--workers', '2', '--pseudo-dir', '{}/labels', '--batch-size', '8'], write_images),
+    'segmentation': Kind([*PIXELS, '--workers', '2', '--task', 'segmentation', '--dataset', 'folders', '--decoder',
+                          'fused', '--grad-accum-steps', '2', *BFLOAT16], write_pixels),
+    'depth': Kind([*PIXELS, '--workers', '0', '--task', 'depth', '--dataset', 'depth_folders'], write_pixels),
+    'videos': Kind([*VIDEOS, '--workers', '2', '--data-dir', '{}/videos'], write_videos),
+    'frames': Kind([*VIDEOS, '--workers', '0', '--data-dir', '{}/frames', '--eval-clips', '2', '--eval-crops', '3',
+                    '--grad-accum-steps', '2', *BFLOAT16], write_videos),
+}
