@@ -141,7 +141,7 @@ def test_names_beside_a_checkpoint_that_are_not_its_own_are_refused(trained, dat
     assert f'{FILE} is not of model_best.pth.tar: class 0 is fox there and A in the checkpoint' in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_and_another_hash_seed_agree(trained, tmp_path):
     environment = os.environ | dict(PYTHONPATH=str(ROOT), PYTHONHASHSEED='3')
     arguments = [*LEARNS, '--data-dir', trained[0], '--output', tmp_path]

@@ -467,7 +467,7 @@ def test_a_signal_to_the_whole_group_saves_and_exits_with_its_code(arguments, tm
 # ---- two runs in one folder --------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-@pytest.mark.parametrize('ranks', [1, 2])
+@pytest.mark.parametrize('ranks', [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_second_run_in_a_folder_ends_with_3_and_a_kill_frees_it(run, arguments, tmp_path, ranks):
     settings = [*arguments, '--batch-size', 4, '--epochs', 100_000, '--workers', 1, '--experiment', 'a']
     with started(*settings, folder=tmp_path / 'runs', ranks=ranks) as first:
@@ -516,7 +516,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_any_number_goes_on(run,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('is_asynchronous', [False, True], ids=['the host decides', 'the device decides'])
+@pytest.mark.parametrize('is_asynchronous', [
+    pytest.param(False, marks=pytest.mark.long, id='the host decides'), pytest.param(True, id='the device decides')])
 def test_a_bad_batch_of_one_process_is_left_out_by_both(arguments, tmp_path, is_asynchronous):
     program = f'''
 import math, os, sys, train
@@ -546,7 +547,7 @@ with exit_on_user_error():
     assert state['state_dict']['bn1.num_batches_tracked'] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_starts_again_and_the_run_goes_on(arguments, tmp_path):
     program = '''
 import os, signal, sys
