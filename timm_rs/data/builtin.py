@@ -61,7 +61,7 @@ SOURCES: dict[str, tuple[Callable[[], Images], int]] = {
     'digits': (load_digits, 1797), 'fashion-mnist': (load_fashion_mnist, 70_000)}
 # What writes what is made of the digits, how many files that is, and their suffix.
 MADE: dict[str, tuple[Callable[[Path, Images], None], int, str]] = {
-    'scenes': (lambda folder, digits: write_scenes(folder, *digits), 1000, '.png'),
+    'scenes': (lambda folder, digits: write_scenes(folder, *digits), 1000, '.xml'),
     'motion': (lambda folder, digits: write_motion(folder, digits.pixels, digits.is_validation), 3594, '.mp4')}
 
 
@@ -80,7 +80,7 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     Args:
         name: `digits`, `fashion-mnist`, or such a name with a number, `digits-10`: only so many images of each class
             are in train/, drawn with `seed`, and all others of the training images without a class in pool/. `scenes`
-            are digits on photos with masks, `motion` videos of digits that move.
+            are digits on photos with masks and boxes, `motion` videos of digits that move.
         folder: where; data/NAME when None. A complete folder is left alone, an incomplete one is written anew.
 
     Raises UserError when the folder cannot be written, and as the loaders above do.

@@ -208,8 +208,9 @@ class Recipe:
         'classification', 'what kind of work it is: classification, or module:Class for a task of your own',
         section='Only in timm_rs', block=True)
     builtin_data: str = knob(
-        '', 'dataset to write and use when no data_dir is given (scenes: digits on photos, with masks; motion: videos '
-        'of digits that move); with a number: so many labels of each class, the other images without labels in pool/',
+        '', 'dataset to write and use when no data_dir is given (scenes: digits on photos, with masks and boxes; '
+        'motion: videos of digits that move); with a number: so many labels of each class, the other images without '
+        'labels in pool/',
         choices=('', 'digits', 'digits-10', 'digits-20', 'fashion-mnist', 'fashion-mnist-20', 'fashion-mnist-100',
                  'fashion-mnist-2000', 'scenes', 'motion'), block=True)
     class_folder: str = knob(
