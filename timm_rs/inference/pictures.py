@@ -1,13 +1,11 @@
-"""What a network says of every pixel, as pictures."""
+"""What a network says of every pixel, or of boxes, as pictures."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from timm_rs.data.bad_samples import READ_ERRORS, why_unreadable
 from timm_rs.device.torch_device import Device
@@ -16,9 +14,8 @@ from timm_rs.inference.predict import FileSamples
 from timm_rs.inference.source import Source
 from timm_rs.progress import track
 from timm_rs.tasks import create_task
-from timm_rs.tasks.dense import DenseTask
+from timm_rs.tasks.backbone import BackboneTask
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, open_picture
-from timm_rs.transforms.joint import fitted
 
 
 class Drawn(NamedTuple):
@@ -30,14 +27,17 @@ class Drawn(NamedTuple):
     problem: str = ''
 
 
-def draw_images(source: Source, images: Sequence[str], folder: Path, device: Device | None = None) -> Iterator[Drawn]:
-    """Draw what the model of a dense task says of each image into `folder`, at the image's own size, as PNG.
+def draw_images(source: Source, images: Sequence[str], folder: Path, device: Device | None = None,
+                min_score: float = 0.5) -> Iterator[Drawn]:
+    """Draw what the model of such a task says of each image into `folder`, at the image's own size, as PNG.
+
+    Boxes are drawn that have a score of at least `min_score`.
 
     Raises UserError when a picture cannot be written.
     """
     device = device or Device('cpu')
     task = create_task(source.recipe)
-    assert isinstance(task, DenseTask)
+    assert isinstance(task, BackboneTask)
     transform = task.create_transform(source.recipe, source.data_config, is_training=False)
     model, samples = source.model.to(device.torch_device), FileSamples(images)
     mean, std = (torch.tensor(source.data_config[name])[:, None, None] for name in ('mean', 'std'))
@@ -51,16 +51,12 @@ def draw_images(source: Source, images: Sequence[str], folder: Path, device: Dev
             yield Drawn(image, '', None, str(error) if isinstance(error, BadImage) else why_unreadable(error))
             continue
         with torch.inference_mode():
-            outputs = model(((framed / 255 - mean) / std)[None].to(device.torch_device)).float().cpu()
-        tall, wide = pixels.shape[:2]
-        height, width = fitted(torch.tensor(tall), torch.tensor(wide), transform.size)
-        own = interpolate(outputs[:, :, :height, :width], (tall, wide), mode='bilinear')[0]
-        colours, words = task.draw(own, source.class_names)
-        blended = np.uint8(np.rint(task.opacity * colours + (1 - task.opacity) * pixels))
+            outputs = model(((framed / 255 - mean) / std)[None].to(device.torch_device))
+        picture, words = task.picture(outputs, transform.size, pixels, source.class_names, min_score)
         file = folder / f'{_free(Path(image).stem, taken)}.png'
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(blended).save(file)
+            Image.fromarray(picture).save(file)
         except OSError as error:
             raise UserError(f'{file} cannot be written: {error.strerror or error}') from error
         yield Drawn(image, words, file)

@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--top-k', type=int, default=5, metavar='K', help='classes per image [%(default)s]')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='also write a row per image and class there')
     parser.add_argument('--pictures', type=Path, metavar='FOLDER', default=Path('predictions'),
-                        help='of tasks with an answer for every pixel: where they are drawn [%(default)s]')
+                        help='of tasks with an answer for every pixel, or boxes: where they are drawn [%(default)s]')
+    parser.add_argument('--min-score', type=float, default=0.5, metavar='S',
+                        help='of boxes that are drawn, 0 to 1 [%(default)s]')
     parser.add_argument('--batch-size', type=int, default=32, metavar='N', help='images at once [%(default)s]')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that decode [by the number of images]')
     parser.add_argument('--device', metavar='D', help='cpu or cuda [a GPU where there is one]')
@@ -64,7 +66,7 @@ def run(args: Namespace) -> int:
         source = open_model(
             args.model, args.pretrained, args.num_classes, args.img_size, args.model_kwargs, args.weights,
             args.trust)
-    if find_task(source.recipe.task).is_of_pixels:
+    if find_task(source.recipe.task).parts:
         return draw(args, source, images, device)
     workers = min(len(images) // 64, num_cores()) if args.workers is None else args.workers
     rows, num_bad = [], 0
@@ -84,9 +86,10 @@ def run(args: Namespace) -> int:
 def draw(args: Namespace, source: Source, images: list[str], device: Device) -> int:
     """The number of images that cannot be used; pictures of the others."""
     if args.csv:
-        raise UserError('--csv is for classes of images; pictures of what a network says of pixels go to --pictures')
+        raise UserError('--csv is for classes of images; pictures of what a network says of pixels and boxes go to '
+                        '--pictures')
     num_bad = 0
-    for drawn in draw_images(source, images, args.pictures, device):
+    for drawn in draw_images(source, images, args.pictures, device, args.min_score):
         num_bad += bool(drawn.problem)
         say_line(f'{drawn.image}: {drawn.problem or f"{drawn.words}: {drawn.file}"}', bool(drawn.problem))
     return num_bad

@@ -256,7 +256,8 @@ class Recipe:
     show_xla_metrics: bool = knob(
         False, 'print what XLA compiled, ran and transferred at the end', block=True, free=True)
     deterministic: bool = knob(
-        False, 'the same bits each time, on GPUs too, at some cost of speed', block=True, free=True)
+        False, 'the same bits each time, on GPUs too, at some cost of speed; faster_rcnn of task detection '
+        'there needs much more memory for it', block=True, free=True)
     randaugment: str = knob(
         'timm', 'whose RandAugment: timm\'s, or the authors\' TensorFlow release\'s with the m and n of aa',
         choices=('timm', 'tf'), block=True)
