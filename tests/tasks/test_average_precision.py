@@ -78,6 +78,7 @@ def judged(truth, found, label=0):
 @pytest.mark.parametrize(('truth', 'found', 'expected'), [
     ([(A, 0)], [(A, 0.9)], 1), ([(A, 0)], [], 0),
     ([(A, 0), (B, 1)], [(B, 0.9), (A, 0.5)], 1),  # difficult, found: no error
+    ([(A, 0), (B, 1)], [(B, 0.9)], 0),  # nor a hit
     ([(A, 0), (B, 1)], [(A, 0.5)], 1),  # difficult, missed: no miss
     ([(A, 0), (B, 1)], [(B, 0.9), (B, 0.8), (A, 0.5)], 1),  # nor when it is found twice
     ([(A, 0), (B, 0)], [(A, 0.9), (A, 0.8)], 6 / 11),  # the second is an error; recall ends at 0.5
