@@ -1,9 +1,11 @@
-"""Small trees of images and masks or depths, as the layouts of `data/annotated.py` have them."""
+"""Small trees of images and masks, boxes or depths, as the layouts of `data/annotated.py` have them."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from timm_rs.data.scenes import voc_xml
 
 PALETTE = [value for number in range(256) for value in (number * 37 % 256, number * 91 % 256, number * 151 % 256)]
 
@@ -54,4 +56,26 @@ def write_voc(root, num_train=16, num_val=5, classes=('ground', 'red', 'green'))
             Image.fromarray(image).save(root / f'JPEGImages/{name}.jpg', quality=95)
             save_mask(mask, root / f'SegmentationClass/{name}.png')
     (root / 'classes.txt').write_text('\n'.join(classes))
+    return root
+
+
+def write_voc_boxes(root, num_train=16, num_val=5, size=40) -> Path:
+    """ImageSets/Main/{train,val}.txt, JPEGImages, Annotations, classes.txt: a square each, none in every fifth."""
+    for folder in ('ImageSets/Main', 'JPEGImages', 'Annotations'):
+        (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (('train', num_train), ('val', num_val)):
+        names = [f'{split}_{index:03}' for index in range(count)]
+        (root / f'ImageSets/Main/{split}.txt').write_text('\n'.join(names) + '\n')
+        for index, name in enumerate(names):
+            image, mask = scene(rng, size, size + 8)
+            label = int(mask[mask < 255].max())
+            rows, columns = (np.flatnonzero((mask == label).any(axis)) for axis in (1, 0))
+            box = ('ground', 'red', 'green')[label], columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+            Image.fromarray(image).save(root / f'JPEGImages/{name}.jpg', quality=95)
+            text = voc_xml(f'{name}.jpg', size + 8, size, [box] if index % 5 != 4 else [])
+            if index % 5 == 3:
+                text = text.replace('<difficult>0', '<difficult>1')
+            (root / f'Annotations/{name}.xml').write_text(text)
+    (root / 'classes.txt').write_text('red\ngreen\n')
     return root

@@ -106,12 +106,12 @@ def test_few_labels_are_drawn_by_the_seed_and_all_other_images_are_the_pool(tmp_
 
 def test_scenes_are_a_tree_of_voc_whose_splits_share_no_digit(tmp_path, monkeypatch):
     monkeypatch.setattr('timm_rs.data.scenes.COUNTS', dict(train=12, val=6))
-    monkeypatch.setitem(builtin.MADE, 'scenes', (builtin.MADE['scenes'][0], 18, '.png'))
+    monkeypatch.setitem(builtin.MADE, 'scenes', (builtin.MADE['scenes'][0], 18, '.xml'))
     drawn, draw = [], scenes._draw
 
     def noting(scene, mask, digit, label, rng):
         drawn.append(digit.tobytes())
-        draw(scene, mask, digit, label, rng)
+        return draw(scene, mask, digit, label, rng)
     monkeypatch.setattr(scenes, '_draw', noting)
     folder = write_builtin('scenes', tmp_path / 'scenes')
     stamp = folder.stat().st_mtime_ns
@@ -125,3 +125,19 @@ def test_scenes_are_a_tree_of_voc_whose_splits_share_no_digit(tmp_path, monkeypa
     assert len(masks) == 18 and {*np.unique(masks)} == {0, 1, 2, 3, 255}
     recipe = Recipe(data_dir=str(folder))
     assert [len(open_annotated(recipe, split, ['voc'])) for split in ('train', 'val')] == [12, 6]
+
+
+def test_scenes_have_boxes_around_their_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_rs.data.scenes.COUNTS', dict(train=12, val=1))
+    scenes.write_scenes(tmp_path / 'scenes', *builtin.load_digits())
+    samples = open_annotated(Recipe(data_dir=str(tmp_path / 'scenes')), 'train', ['voc_boxes'])
+    assert samples.classes == dict(zero=0, one=1, two=2) and len(samples) == 12
+    for index in range(12):
+        mask = np.array(Image.open(tmp_path / f'scenes/SegmentationClass/train_{index:04}.png'))
+        rest = mask > 0
+        for left, top, right, bottom, label, _ in samples.read(index)[1].rows.int().tolist():
+            inside = mask[top:bottom, left:right] > 0
+            assert inside.any(0)[[0, -1]].all() and inside.any(1)[[0, -1]].all()  # at every edge
+            assert label + 1 in mask[top:bottom, left:right]
+            rest[top:bottom, left:right] = False
+        assert not rest.any()

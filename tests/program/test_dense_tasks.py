@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import socket
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import torch
 from annotated_trees import save_mask, write_depth, write_voc
 from conftest import TINY, assert_equal, failure, load_tool
+from forks import die_in_the_second_epoch, in_forks, in_two_processes
 from PIL import Image
 
 from timm_rs.programs import train
@@ -38,34 +36,6 @@ def whole(data):
     folder = Path(data[-1]).with_name('runs')
     train.main([*ARGUMENTS, *data, '--output', str(folder), '--experiment', 'whole'])
     return folder / 'whole'
-
-
-def in_forks(arguments, environments, before=lambda: None):
-    """Exit codes of train.py in forked processes, which need not import torch again, after `before` in each."""
-    pids = []
-    for environment in environments:
-        pids.append(os.fork())
-        if not pids[-1]:
-            try:
-                os.environ.update(environment)
-                before()
-                train.main(list(map(str, arguments)))
-                os._exit(0)
-            finally:
-                traceback.print_exc()
-                os._exit(1)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-
-
-def die_in_the_second_epoch():
-    genuine = train.train_updates
-
-    def dying(training, loader, device, position, progress):
-        for reported in genuine(training, loader, device, position, progress):
-            yield reported
-            if position.epoch == 1 and position.images == 8:
-                os.kill(os.getpid(), signal.SIGKILL)
-    train.train_updates = dying
 
 
 def rows_of(folder):
@@ -103,11 +73,7 @@ def test_it_is_killed_resumes_to_the_bit_and_evaluates(run, data, whole, more, t
 @pytest.mark.slow
 def test_two_processes_count_every_image_once(run, data, tmp_path):
     arguments = [*ARGUMENTS, *data, '--epochs', '1', '--output', tmp_path, '--experiment', 'two']
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    group = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    assert in_forks(arguments, [group | dict(RANK=rank, LOCAL_RANK=rank) for rank in '01']) == [0, 0]
+    assert in_two_processes(arguments) == [0, 0]
     single = run(*ARGUMENTS, *data, '--eval', tmp_path / 'two/last.pth.tar')
     assert single.code == 0, single.err
     results, row = json.loads((tmp_path / 'two/last.eval.json').read_text()), rows_of(tmp_path / 'two')[-1]

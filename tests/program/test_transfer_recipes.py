@@ -22,7 +22,7 @@ VANILLA = dict(depth=152, squeeze_excite=False, resnet_d=False)
 
 
 def test_all_of_them_have_the_same_vanilla_network():
-    assert len(PAPERS) == 7 and len(DENSE) == 6
+    assert len(PAPERS) == 9 and len(DENSE) == 9
     for path in PAPERS:
         assert (read_file(path)['model'], read_file(path)['model_kwargs']) == ('resnetrs', VANILLA), path.stem
 

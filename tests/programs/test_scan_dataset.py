@@ -3,7 +3,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from annotated_trees import save_mask, write_depth, write_voc
+from annotated_trees import save_mask, write_depth, write_voc, write_voc_boxes
 from conftest import failure, load_tool, write_images
 from PIL import Image
 from videos import encode, write_audio, write_frames
@@ -146,6 +146,20 @@ def test_depths_are_scanned_with_their_images(tool, tmp_path, capsys):
     Image.fromarray(np.zeros((40, 48), np.uint16)).save(root / 'depth/train/1.png')
     status, lines, _ = scan(tool, capsys, root, '--dataset', 'depth_folders', '--workers', '0')
     assert status == 1 and 'was measured nowhere' in lines[0] and lines[1] == '3 images, 1 bad'
+
+
+def test_boxes_are_scanned_with_their_images(tool, tmp_path, capsys):
+    root = write_voc_boxes(tmp_path / 'v', num_train=4, num_val=2)
+    assert scan(tool, capsys, root, '--dataset', 'voc_boxes', '--workers', '0')[:2] == (0, ['6 images, 0 bad'])
+    path = root / 'Annotations/train_000.xml'
+    path.write_text(path.read_text().replace('<xmin>', '<xmin>-'))
+    path = root / 'Annotations/train_001.xml'
+    path.write_text(path.read_text().replace('<name>', '<name>infra'))
+    (root / 'JPEGImages/val_000.jpg').unlink()
+    status, lines, _ = scan(tool, capsys, root, '--dataset', 'voc_boxes', '--workers', '0')
+    assert status == 1 and lines[-1] == '6 images, 3 bad'
+    for line, words in zip(lines, ('reaches out of', 'which is no class', 'no such file'), strict=False):
+        assert words in line
 
 
 def test_videos_are_decoded_to_the_end_and_missing_ones_listed(tool, tmp_path, capsys):

@@ -19,7 +19,7 @@ from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import flag
 from timm_rs.recipe.knobs import Recipe, nearest
-from timm_rs.transforms.decode import FORMATS, BadImage, open_picture, open_with_pillow, pillow_deciding
+from timm_rs.transforms.decode import FORMATS, BadImage, Picture, open_picture, open_with_pillow, pillow_deciding
 from timm_rs.transforms.joint import check_same_size
 
 VOID = 255  # in masks
@@ -65,6 +65,10 @@ class Annotated(Samples):
 
     def name(self, index: int) -> str:
         return str(self.pairs[index][0])
+
+    def check(self, picture: Picture, annotation: Annotation) -> None:
+        """Raise BadImage for an annotation that cannot be used with the image."""
+        check_same_size(picture, self.decode(annotation))
 
     def longest_side(self) -> int:
         """Of all annotations that can be opened, in pixels, without decoding any."""
@@ -155,11 +159,11 @@ def annotation_problem(samples: Samples, index: int) -> str | None:
 
     Size and numbers are looked at. Samples without annotations have nothing wrong with them.
     """
-    if not (decode := getattr(samples, 'decode', None)):
+    if not (check := getattr(samples, 'check', None)):
         return None
     source, annotation = samples.read(index)
     try:
-        check_same_size(open_picture(source), decode(annotation))
+        check(open_picture(source), annotation)
     except BadImage as error:
         return str(error)
     return None
@@ -206,38 +210,38 @@ def _open_voc(root: Path, split: str) -> Annotated:
     """Image sets by list file; a line is the name of an image, or the paths of image and mask."""
     root = next((root / inner for inner in ('VOCdevkit/VOC2012', 'VOC2012') if (root / inner).is_dir()), root)
     lists = root / 'ImageSets/Segmentation'
-    names = (split, split.replace('_', ''), *_synonyms(split))
+    names = (split, split.replace('_', ''), *split_synonyms(split))
     chosen = next((path for name in names if (path := lists / f'{name}.txt').is_file()), None)
     if chosen is None:
         there = [path.stem for path in sorted(lists.glob('*.txt'))]
         raise UserError(f'{lists} has no list {split}.txt; there are {some(there) or "none"}: give '
                         f'{flag("train_split")} or {flag("val_split")}')
-    images = _by_stem(root / 'JPEGImages')
-    masks = [_by_stem(root / folder) for folder in ('SegmentationClass', 'SegmentationClassAug')
+    images = images_by_stem(root / 'JPEGImages')
+    masks = [images_by_stem(root / folder) for folder in ('SegmentationClass', 'SegmentationClassAug')
              if (root / folder).is_dir()]
     pairs = []
-    for line in filter(None, map(str.strip, _lines(chosen))):
+    for line in filter(None, map(str.strip, lines_of(chosen))):
         first, *rest = line.split()
         stem = Path(first).stem if rest else first
         absent = root / 'SegmentationClass' / f'{stem}.png'
         pairs.append((images.get(stem, root / 'JPEGImages' / f'{stem}.jpg'),
                       root / rest[0].lstrip('/') if rest else next(
                           (found[stem] for found in masks if stem in found), absent)))
-    return Annotated(pairs, _classes(root) or _numbered(VOC_CLASSES))
+    return Annotated(pairs, named_classes(root) or _numbered(VOC_CLASSES))
 
 
 def _open_ade20k(root: Path, split: str) -> Annotated:
     """Label 0 is what is of no class, in both splits."""
     root = next((root / inner for inner in ('ADEChallengeData2016',) if (root / inner).is_dir()), root)
     info = root / 'objectInfo150.txt'
-    names = [line.split('\t')[-1].strip() for line in _lines(info)[1:] if line.strip()] if info.is_file() else []
+    names = [line.split('\t')[-1].strip() for line in lines_of(info)[1:] if line.strip()] if info.is_file() else []
     if len(names) != ADE_CLASSES:
         names = [f'class {number}' for number in range(1, ADE_CLASSES + 1)]
     return Annotated(_folder_pairs(root, split, ('annotations',)), _numbered(names), first_is_void=True)
 
 
 def _open_folders(root: Path, split: str) -> Annotated:
-    return Annotated(_folder_pairs(root, split, ('masks', 'annotations', 'labels')), _classes(root))
+    return Annotated(_folder_pairs(root, split, ('masks', 'annotations', 'labels')), named_classes(root))
 
 
 def _open_depth_folders(root: Path, split: str) -> Annotated:
@@ -249,27 +253,38 @@ def _open_nyu(root: Path, split: str) -> Samples:
     return open_nyu(root, split)
 
 
+def _open_voc_boxes(root: Path, split: str) -> Samples:
+    from timm_rs.data.boxed import open_voc_boxes  # as well
+    return open_voc_boxes(root, split)
+
+
+def _open_coco(root: Path, split: str) -> Samples:
+    from timm_rs.data.boxed import open_coco_boxes
+    return open_coco_boxes(root, split)
+
+
 LAYOUTS: dict[str, Callable[[Path, str], Samples]] = dict(
-    voc=_open_voc, ade20k=_open_ade20k, folders=_open_folders, depth_folders=_open_depth_folders, nyu=_open_nyu)
+    voc=_open_voc, ade20k=_open_ade20k, folders=_open_folders, depth_folders=_open_depth_folders, nyu=_open_nyu,
+    voc_boxes=_open_voc_boxes, coco=_open_coco)
 
 
 def _folder_pairs(root: Path, split: str, kinds: Sequence[str]) -> list[tuple[Path, Path]]:
     """Images of images/SPLIT and what has their names in KIND/SPLIT, or of SPLIT/images and SPLIT/KIND."""
-    names = split, *_synonyms(split)
+    names = split, *split_synonyms(split)
     candidates = [(root / 'images' / name, root / kind / name) for name in names for kind in kinds]
     candidates += [(root / name / 'images', root / name / kind) for name in names for kind in kinds]
     found = next((pair for pair in candidates if all(map(Path.is_dir, pair))), None)
     if found is None:
         raise UserError(f'{root} has no split {split}: it needs images/{split}/ and {kinds[0]}/{split}/')
-    annotations = _by_stem(found[1])
-    return [(path, annotations.get(stem, found[1] / f'{stem}.png')) for stem, path in _by_stem(found[0]).items()]
+    annotations = images_by_stem(found[1])
+    return [(path, annotations.get(stem, found[1] / f'{stem}.png')) for stem, path in images_by_stem(found[0]).items()]
 
 
-def _synonyms(split: str) -> Sequence[str]:
+def split_synonyms(split: str) -> Sequence[str]:
     return next((names for names in (TRAIN_NAMES, VALIDATION_NAMES) if split in names), ())
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def images_by_stem(folder: Path) -> dict[str, Path]:
     """The images in a folder, in the order of their names. Raises OSError."""
     found: dict[str, Path] = {}
     for entry in sorted(os.listdir(folder)):
@@ -281,10 +296,10 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _classes(root: Path) -> dict[Any, int]:
+def named_classes(root: Path) -> dict[Any, int]:
     """Names in classes.txt, label 0 first; empty without that file."""
     path = root / 'classes.txt'
-    return _numbered([line.strip() for line in _lines(path) if line.strip()]) if path.is_file() else {}
+    return _numbered([line.strip() for line in lines_of(path) if line.strip()]) if path.is_file() else {}
 
 
 def _numbered(names: Sequence[str]) -> dict[Any, int]:
@@ -293,5 +308,5 @@ def _numbered(names: Sequence[str]) -> dict[Any, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
     return path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()

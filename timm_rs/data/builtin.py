@@ -62,7 +62,7 @@ SOURCES: dict[str, tuple[Callable[[], Images], int]] = {
     'digits': (load_digits, 1797), 'fashion-mnist': (load_fashion_mnist, 70_000)}
 # What writes something else than images of classes, most of it of the digits, how many files that is, their suffix.
 MADE: dict[str, tuple[Callable[[Path, Images], None], int, str]] = {
-    'scenes': (lambda folder, digits: write_scenes(folder, *digits), 1000, '.png'),
+    'scenes': (lambda folder, digits: write_scenes(folder, *digits), 1000, '.xml'),
     'motion': (lambda folder, digits: write_motion(folder, digits.pixels, digits.is_validation), 3594, '.mp4'),
     'motorcycle': (lambda folder, digits: write_motorcycle(folder), 682, '.png')}
 
@@ -82,8 +82,8 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     Args:
         name: `digits`, `fashion-mnist`, or such a name with a number, `digits-10`: only so many images of each class
             are in train/, drawn with `seed`, and all others of the training images without a class in pool/. `scenes`
-            are digits on photos with masks, `motion` videos of digits that move, `motorcycle` is a
-            photo with depths.
+            are digits on photos with masks and boxes, `motion` videos of digits that move, `motorcycle` is a photo with
+            depths.
         folder: where; data/NAME when None. A complete folder is left alone, an incomplete one is written anew.
 
     Raises UserError when the folder cannot be written, and as the loaders above do.

@@ -14,6 +14,8 @@ from timm_rs.data.annotated import Annotation, read_depth
 from timm_rs.data.datasets import VALIDATION_NAMES
 from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError, blaming
+from timm_rs.transforms.decode import Picture
+from timm_rs.transforms.joint import check_same_size
 
 FILES = ('nyu_depth_v2_labeled.mat', 'nyu_depth_v2_labeled.h5')
 SPLITS = 'splits.mat'
@@ -42,6 +44,10 @@ class NyuSamples(Samples):
 
     def name(self, index: int) -> str:
         return f'{self.path}/{self.indices[index] + 1}'
+
+    def check(self, picture: Picture, annotation: Annotation) -> None:
+        """Raise BadImage for a depth that cannot be used with the image."""
+        check_same_size(picture, self.decode(annotation))
 
     def longest_side(self) -> int:
         return max(self.size)

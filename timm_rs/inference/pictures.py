@@ -1,4 +1,4 @@
-"""What a network says of every pixel, or of a video, as pictures."""
+"""What a network says of every pixel, of boxes, or of a video, as pictures."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn.functional import interpolate
 
 from timm_rs.data.bad_samples import READ_ERRORS, why_unreadable
 from timm_rs.device.torch_device import Device
@@ -16,9 +15,8 @@ from timm_rs.inference.predict import FileSamples, Prediction
 from timm_rs.inference.source import Source
 from timm_rs.progress import track
 from timm_rs.tasks import create_task
-from timm_rs.tasks.dense import DenseTask
+from timm_rs.tasks.backbone import BackboneTask
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, open_picture
-from timm_rs.transforms.joint import fitted
 
 STRIP_FRAMES, STRIP_SIDE, LINE = 8, 112, 24  # of strips: frames, their size and that of a line of text in pixels
 
@@ -32,14 +30,17 @@ class Drawn(NamedTuple):
     problem: str = ''
 
 
-def draw_images(source: Source, images: Sequence[str], folder: Path, device: Device | None = None) -> Iterator[Drawn]:
-    """Draw what the model of a dense task says of each image into `folder`, at the image's own size, as PNG.
+def draw_images(source: Source, images: Sequence[str], folder: Path, device: Device | None = None,
+                min_score: float = 0.5) -> Iterator[Drawn]:
+    """Draw what the model of such a task says of each image into `folder`, at the image's own size, as PNG.
+
+    Boxes are drawn that have a score of at least `min_score`.
 
     Raises UserError when a picture cannot be written.
     """
     device = device or Device('cpu')
     task = create_task(source.recipe)
-    assert isinstance(task, DenseTask)
+    assert isinstance(task, BackboneTask)
     transform = task.create_transform(source.recipe, source.data_config, is_training=False)
     model, samples = source.model.to(device.torch_device), FileSamples(images)
     mean, std = (torch.tensor(source.data_config[name])[:, None, None] for name in ('mean', 'std'))
@@ -53,13 +54,9 @@ def draw_images(source: Source, images: Sequence[str], folder: Path, device: Dev
             yield Drawn(image, '', None, str(error) if isinstance(error, BadImage) else why_unreadable(error))
             continue
         with torch.inference_mode():
-            outputs = model(((framed / 255 - mean) / std)[None].to(device.torch_device)).float().cpu()
-        tall, wide = pixels.shape[:2]
-        height, width = fitted(torch.tensor(tall), torch.tensor(wide), transform.size)
-        own = interpolate(outputs[:, :, :height, :width], (tall, wide), mode='bilinear')[0]
-        colours, words = task.draw(own, source.class_names)
-        blended = np.uint8(np.rint(task.opacity * colours + (1 - task.opacity) * pixels))
-        yield Drawn(image, words, _save(Image.fromarray(blended), folder, image, taken))
+            outputs = model(((framed / 255 - mean) / std)[None].to(device.torch_device))
+        picture, words = task.picture(outputs, transform.size, pixels, source.class_names, min_score)
+        yield Drawn(image, words, _save(Image.fromarray(picture), folder, image, taken))
 
 
 def draw_strip(prediction: Prediction, folder: Path, taken: set[str]) -> Path:

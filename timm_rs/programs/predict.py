@@ -38,8 +38,10 @@ def main(argv: list[str] | None = None) -> None:
                         'below), URLs; videos for networks for clips')
     parser.add_argument('--top-k', type=int, default=5, metavar='K', help='classes of each [%(default)s]')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='also write a row per image and class there')
-    parser.add_argument('--pictures', type=Path, metavar='FOLDER', help='where they are drawn: of tasks with an '
-                        'answer for every pixel [predictions]; of videos, frames and classes, only where this is given')
+    parser.add_argument('--pictures', type=Path, metavar='FOLDER', help='where they are drawn: of tasks with an answer '
+                        'for every pixel, or boxes [predictions]; of videos, frames and classes, only where given')
+    parser.add_argument('--min-score', type=float, default=0.5, metavar='S',
+                        help='of boxes that are drawn, 0 to 1 [%(default)s]')
     parser.add_argument('--batch-size', type=int, metavar='N', help='images at once [32], or videos [4]')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that decode [by how much there is]')
     parser.add_argument('--device', metavar='D', help='cpu or cuda [a GPU where there is one]')
@@ -67,7 +69,7 @@ def run(args: Namespace) -> int:
             args.trust)
     task = find_task(source.recipe.task)
     images = find_images(args.images, source.name, task.is_of_videos)
-    if task.is_of_pixels:
+    if task.parts:
         return draw(args, source, images, device)
     usual, few = (4, 4) if task.is_of_videos else (32, 64)
     batch_size = (args.batch_size or usual) if fixed == 'batch' else fixed
@@ -91,9 +93,10 @@ def run(args: Namespace) -> int:
 def draw(args: Namespace, source: Source, images: list[str], device: Device) -> int:
     """The number of images that cannot be used; pictures of the others."""
     if args.csv:
-        raise UserError('--csv is for classes of images; pictures of what a network says of pixels go to --pictures')
+        raise UserError('--csv is for classes of images; pictures of what a network says of pixels and boxes go to '
+                        '--pictures')
     num_bad = 0
-    for drawn in draw_images(source, images, args.pictures or Path('predictions'), device):
+    for drawn in draw_images(source, images, args.pictures or Path('predictions'), device, args.min_score):
         num_bad += bool(drawn.problem)
         say_line(f'{drawn.image}: {drawn.problem or f"{drawn.words}: {drawn.file}"}', bool(drawn.problem))
     return num_bad

@@ -209,9 +209,8 @@ class Recipe:
         'classification', 'what kind of work it is: classification, or module:Class for a task of your own',
         section='Only in timm_rs', block=True)
     builtin_data: str = knob(
-        '', 'dataset to write and use when no data_dir is given (scenes: digits on photos, with masks; motion: videos '
-        'of digits that move; motorcycle: a photo with depths); with a number: so many labels of each class, the other '
-        'images without labels in pool/',
+        '', 'dataset to write and use when no data_dir is given (scenes: photos with masks and boxes; motion: videos; '
+        'motorcycle: depths); with a number: so many labels of each class, the other images without labels in pool/',
         choices=('', 'digits', 'digits-10', 'digits-20', 'fashion-mnist', 'fashion-mnist-20', 'fashion-mnist-100',
                  'fashion-mnist-2000', 'scenes', 'motion', 'motorcycle'), block=True)
     class_folder: str = knob(
@@ -260,7 +259,8 @@ class Recipe:
     show_xla_metrics: bool = knob(
         False, 'print what XLA compiled, ran and transferred at the end', block=True, free=True)
     deterministic: bool = knob(
-        False, 'the same bits each time, on GPUs too, at some cost of speed', block=True, free=True)
+        False, 'the same bits each time, on GPUs too, at some cost of speed; faster_rcnn of task detection '
+        'there needs much more memory for it', block=True, free=True)
     randaugment: str = knob(
         'timm', 'whose RandAugment: timm\'s, or the authors\' TensorFlow release\'s with the m and n of aa',
         choices=('timm', 'tf'), block=True)

@@ -25,10 +25,10 @@ def create_task(recipe: Recipe, sources: dict[str, str] | None = None) -> Task:
 
 
 def check_of_images(name: str, what: str) -> None:
-    """Raise UserError, which begins with `what`, for a task `name` whose networks say something of each pixel."""
-    if find_task(name).is_of_pixels:
+    """Raise UserError, which begins with `what`, for a task `name` whose networks speak of parts of an image."""
+    if parts := find_task(name).parts:
         raise UserError(f'{what} is for networks that say something of a whole image, and this one, of task {name}, '
-                        'says it of each pixel; tools/predict.py draws what it says')
+                        f'says it of {parts}; tools/predict.py draws what it says')
 
 
 def find_task(name: str) -> type[Task]:

@@ -7,34 +7,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
-from timm_rs.data.annotated import open_annotated
-from timm_rs.data.identity import check_same_classes
-from timm_rs.data.minival import MINIVAL, TRAIN_MINIVAL
 from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
 from timm_rs.models.dense_network import create_dense_network
 from timm_rs.recipe.knobs import Recipe, knob
-from timm_rs.tasks.task import Task
+from timm_rs.tasks.backbone import BackboneTask
 from timm_rs.transforms.create import create_limits
 from timm_rs.transforms.joint import OUTSIDE, JointTransform, fitted
 
-# Knobs of classification that would change nothing here.
-NOT_HERE = (
-    'aa', 'aug_repeats', 'bce_loss', 'bce_pos_weight', 'bce_sum', 'bce_target_thresh', 'class_map', 'crop_pct',
-    'cutmix', 'cutmix_minmax', 'decode', 'drop', 'gaussian_blur_prob', 'gp', 'grayscale_prob', 'inflate', 'loader',
-    'mixup', 'preprocessing', 'pseudo_dir', 'randaugment', 'reprob', 'train_crop_mode', 'vflip')
 
+class DenseTask(BackboneTask):
+    """Targets (N, H, W), `joint.OUTSIDE` where no image is; outputs (N, outputs, H, W) for the network's images."""
 
-class DenseTask(Task):
-    """Targets (N, H, W), `joint.OUTSIDE` where there is no image; outputs (N, outputs, H, W) for the network's images.
-
-    Weights to start from are those of the backbone, as a classifier or another such task left them.
-    """
-
-    starts_with_classes, is_of_pixels = False, True
+    parts = 'each pixel'
     opacity: ClassVar[float]  # of what `draw` draws, over the image
-    layouts: ClassVar[tuple[str, ...]]  # of the data, the first being the usual one
     void: ClassVar[float]  # what a target has where nothing is known
 
     @dataclass
@@ -56,12 +44,7 @@ class DenseTask(Task):
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
-        if wrong := [name for name in NOT_HERE if getattr(recipe, name) not in (getattr(Recipe(), name), 0, None)]:
-            raise UserError(f'{", ".join(wrong)} would change nothing in task {self.name}: leave it out')
         self.longest_side = 0  # of the labels for validation, once they are known
-        low, high = self.knobs.scale_jitter
-        if low > high:
-            raise UserError(f'scale_jitter must be a range, got {low} and {high}')
         if self.knobs.eval_at == 'network':
             side = recipe.input_size[-1] if recipe.input_size else recipe.img_size
             if side is None:
@@ -75,19 +58,10 @@ class DenseTask(Task):
     def create_datasets(
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
     ) -> tuple[Samples | None, Samples | None, int | None]:
-        """Images and their annotations. Raises UserError where data is missing or both splits have an image."""
-        if {recipe.train_split, recipe.val_split} & {MINIVAL, TRAIN_MINIVAL}:
-            raise UserError(f'minival is drawn by classes of images, which task {self.name} does not have: name splits '
-                            'of the data')
-        train = open_annotated(recipe, recipe.train_split, self.layouts) if need_training else None
-        validation: Any = open_annotated(recipe, recipe.val_split, self.layouts) if recipe.val_split else None
-        if both := _names(train) & _names(validation):
-            raise UserError(f'{len(both)} images are in both splits, {recipe.train_split} and {recipe.val_split}, such '
-                            f'as {min(both)}: take them out of the list for training')
-        for split in (found for found in (train, validation) if found is not None):
-            check_same_classes(known or {}, split.classes, source)
+        """With the longest side of the labels for validation, where they are compared at their own size."""
+        train, validation, _ = super().create_datasets(recipe, need_training, known, source)
         if validation is not None and self.knobs.eval_at == 'label' and not self.knobs.label_size:
-            self.longest_side = validation.longest_side()
+            self.longest_side = validation.longest_side()  # type: ignore[attr-defined]
         return train, validation, None
 
     def create_transform(self, recipe: Recipe, data_config: dict[str, Any], is_training: bool) -> JointTransform:
@@ -103,9 +77,6 @@ class DenseTask(Task):
             0.0 if recipe.no_aug else recipe.hflip, (1.0, 1.0) if recipe.no_aug else tuple(self.knobs.scale_jitter),
             0.0 if recipe.no_aug else self.knobs.colour, self.name == 'depth')
 
-    def blank_of(self, transform: Any) -> torch.Tensor:
-        return transform.blank()  # type: ignore[no-any-return]
-
     # ---- the model ----------------------------------------------------------------------------------------------
 
     def create_model(self, num_classes: int | None = None, **arguments: Any) -> nn.Module:
@@ -118,18 +89,13 @@ class DenseTask(Task):
         """Colours (H, W, 3) for what the network says of one image, (outputs, H, W), and that in words."""
         raise NotImplementedError
 
-    def initial(self, model: nn.Module, weights: dict[str, torch.Tensor]
-                ) -> tuple[nn.Module, dict[str, torch.Tensor], list[str]]:
-        """The backbone, and what it has of the weights of a classifier or of another network like this."""
-        backbone = model.get_submodule('backbone')
-        own = backbone.state_dict().keys()
-        weights = {name.removeprefix('backbone.'): value for name, value in weights.items()}
-        return (backbone, {name: value for name, value in weights.items() if name in own},
-                sorted(weights.keys() - own))
-
-
-def _names(samples: Samples | None) -> set[str]:
-    return set() if samples is None else {samples.name(index) for index in range(len(samples))}
+    def picture(self, outputs: torch.Tensor, size: tuple[int, int], pixels: npt.NDArray[np.uint8],
+                names: list[str] | None, min_score: float = 0.5) -> tuple[npt.NDArray[np.uint8], str]:
+        tall, wide = pixels.shape[:2]
+        height, width = fitted(torch.tensor(tall), torch.tensor(wide), size)
+        own = interpolate(outputs.float().cpu()[:, :, :height, :width], (tall, wide), mode='bilinear')[0]
+        colours, words = self.draw(own, names)
+        return np.uint8(np.rint(self.opacity * colours + (1 - self.opacity) * pixels)), words  # type: ignore[return-value]
 
 
 def at_own_size(outputs: torch.Tensor, targets: torch.Tensor, band: slice = slice(None)) -> torch.Tensor:

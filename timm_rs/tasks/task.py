@@ -57,7 +57,7 @@ class Task:
         metrics: what evaluation gives. The first is what `model_best` is chosen by unless `eval_metric` names another.
         blank: the target of a sample that does not count, of the kind that `encoder` gives.
         hub: type and name of the task on the Hugging Face Hub.
-        is_of_pixels: whether outputs are of pixels, and not of whole images.
+        parts: what outputs are of, such as 'each pixel'; empty where they are of whole images.
         is_of_videos: whether samples are videos, and the network sees clips of them.
         starts_with_classes: whether the classes of `initial_checkpoint` are those of the data.
         knobs: an instance of `Knobs`.
@@ -70,7 +70,7 @@ class Task:
     metrics: tuple[Metric, ...]
     blank: ClassVar[Any]
     hub: ClassVar[tuple[str, str]]
-    is_of_pixels: ClassVar[bool] = False
+    parts: ClassVar[str] = ''
     is_of_videos: ClassVar[bool] = False
     starts_with_classes: ClassVar[bool] = True
 

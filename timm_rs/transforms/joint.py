@@ -99,7 +99,7 @@ class JointTransform(SampleTransform):
 
 
 class _Augment:
-    """An image (C, H, W) and its target (1, H, W), to both of `size`; draws from torch's generator."""
+    """An image (C, H, W) and its target, a mask (1, H, W) or boxes (K, 4), to `size`; draws from torch's generator."""
 
     def __init__(self, size: tuple[int, int], fill: tuple[int, ...], void: float, hflip: float,
                  scale: tuple[float, float], colour: float, is_depth: bool):
@@ -112,7 +112,7 @@ class _Augment:
         image, target = self.flip(image, target)
         low, high = self.scale
         share = low + float(torch.rand(())) * (high - low)
-        tall, wide = map(torch.tensor, target.shape[-2:])
+        tall, wide = map(torch.tensor, image.shape[-2:])
         bottom, right = (max(1, round(share * side)) for side in self.size)
         height, width = map(int, fitted(tall, wide, (bottom, right)))
         if self.is_depth:  # what is enlarged looks nearer
