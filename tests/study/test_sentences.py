@@ -81,9 +81,13 @@ def test_the_floor_comes_with_what_it_is_without_the_largest():
     assert line.endswith('c without the largest 1, 2, 3: 13.9, 13.9, 13.9')
 
 
-def test_recipes_are_compared_with_the_one_before_whatever_they_cost():
+@pytest.mark.parametrize(('recipes', 'called'), [
+    (('a/first.yaml', 'a/second.yaml', 'b/third.yaml'), ('first', 'second', 'third')),
+    (('a/one.yaml', 'b/one.yaml', 'b/two.yaml'), ('a/one.yaml', 'b/one.yaml', 'b/two.yaml'))])
+def test_recipes_are_compared_with_the_one_before_whatever_they_cost(recipes, called):
     runs = [result('recipe', cost, top1 + seed / 10, seed, axes=dict(recipe=name))
-            for name, cost, top1 in (('first', 1, 70), ('second', 3, 73), ('third', 9, 73)) for seed in range(3)]
+            for name, cost, top1 in zip(recipes, (1, 3, 9), (70, 73, 73), strict=True) for seed in range(3)]
     said = sentences(runs)
-    assert '  second beats first by 3.0 ± 1.3 points as recipes' in said and '  second: 73.1 %' in said
-    assert any(line.startswith('  third against second as recipes: cannot tell (+0.0') for line in said)
+    first, second, third = called
+    assert f'  {second} beats {first} by 3.0 ± 1.3 points as recipes' in said and f'  {second}: 73.1 %' in said
+    assert any(line.startswith(f'  {third} against {second} as recipes: cannot tell (+0.0') for line in said)

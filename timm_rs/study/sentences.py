@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations, pairwise
+from pathlib import Path
 from statistics import fmean
 
 from timm_rs.study.power_law import MIN_POINTS, find_break, fit_curve, fit_line
@@ -66,13 +67,15 @@ def pair_sentences(first: str, ones: Sequence[Point], second: str, others: Seque
 def recipe_sentences(points: Sequence[Point]) -> list[str]:
     """Recipes have no order of cost: each against the one before it in the study, as in a study that adds things up."""
     named = [point for point in points if 'recipe' in point.one.axes]
-    recipes = dict.fromkeys(point.one.axes['recipe'] for point in named)
-    lines = [f'  {recipe}: {fmean(point.top1 for point in named if point.one.axes["recipe"] == recipe):.1f} %'
-             for recipe in recipes]
+    called = {recipe: Path(recipe).stem for recipe in dict.fromkeys(point.one.axes['recipe'] for point in named)}
+    if len(set(called.values())) < len(called):
+        called = {recipe: recipe for recipe in called}
+    lines = [f'  {name}: {fmean(point.top1 for point in named if point.one.axes["recipe"] == recipe):.1f} %'
+             for recipe, name in called.items()]
     for before, point in pairwise(named):
         if {**before.one.axes, 'recipe': ''} == {**point.one.axes, 'recipe': ''}:
-            lines.append('  ' + verdict_sentence(point.one.axes['recipe'], before.one.axes['recipe'], 'as recipes',
-                                                 compare_points(point, before, points)))
+            first, second = (called[each.one.axes['recipe']] for each in (point, before))
+            lines.append('  ' + verdict_sentence(first, second, 'as recipes', compare_points(point, before, points)))
     return lines
 
 
