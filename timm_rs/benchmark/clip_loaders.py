@@ -1,7 +1,6 @@
 """What a clip costs, by where its frames come from: the processor time of our loader for each source, in turn."""
 
 import dataclasses
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import timm
 from PIL import Image
 
-from timm_rs.benchmark.loaders import photo, run_loader
+from timm_rs.benchmark.loaders import photo, run_loader, write_made
 from timm_rs.benchmark.rows import Cost, provenance, ratios, spread, take_turns
 from timm_rs.data.loader import num_workers
 from timm_rs.data.samples import Samples, Subset, as_samples
@@ -22,8 +21,6 @@ from timm_rs.data.shards.reading import open_shards
 from timm_rs.data.videos import VideoSamples, frames_in
 from timm_rs.data.workers import num_cores
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError
-from timm_rs.files import atomic_folder
 from timm_rs.progress import track
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks import create_task
@@ -111,22 +108,10 @@ def clip_table(rows: list[dict[str, Any]]) -> str:
 def write_videos(count: int = 16, folder: Path = VIDEOS_FOLDER, num_frames: int = NUM_FRAMES) -> Path:
     """A folder train/0/ of `count` h264 videos, 320x240 px, in which a camera pans and zooms over a photo-like picture.
 
-    The same pictures every time; a complete folder is left alone. Raises UserError when it cannot be written.
+    As `loaders.write_made`.
     """
-    if len(list(folder.glob('train/0/*.mp4'))) == count:
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        with atomic_folder(folder) as temporary:
-            (temporary / 'train/0').mkdir(parents=True)
-            for index in track(range(count), 'making videos'):
-                write_video(temporary / f'train/0/{index:05}.mp4', panned(np.random.default_rng(index), num_frames),
-                            rate=30, crf='23', g=str(KEY_DISTANCE), bf='3')
-    except OSError as error:
-        raise UserError(f'videos cannot be written to {folder}: {error.strerror}; give --data-dir') from error
-    return folder
+    return write_made(folder, 'videos', count, '.mp4', lambda path, rng: write_video(
+        path, panned(rng, num_frames), rate=30, crf='23', g=str(KEY_DISTANCE), bf='3'))
 
 
 def panned(rng: np.random.Generator, num_frames: int) -> Clip:

@@ -5,6 +5,7 @@ import math
 import shutil
 import statistics
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,11 +162,18 @@ def psnr(pixels: Pixels, truth: Pixels) -> float:
 # ---- images to read ---------------------------------------------------------------------------------------------
 
 def write_photos(count: int = 256, folder: Path = PHOTOS_FOLDER) -> Path:
-    """A folder train/0/ of `count` photo-like JPEGs, 500x375 px and about 105 KB as ImageNet's; the same every time.
+    """A folder train/0/ of `count` photo-like JPEGs, 500x375 px and about 105 KB as ImageNet's; as `write_made`."""
+    return write_made(folder, 'photos', count, '.jpg', lambda path, rng: Image.fromarray(photo(rng)).save(
+        path, quality=93))
+
+
+def write_made(folder: Path, what: str, count: int, suffix: str,
+               write: Callable[[Path, np.random.Generator], None]) -> Path:
+    """`folder` with train/0/ of `count` files that `write` makes of a path and what is random; the same every time.
 
     A complete folder is left alone. Raises UserError when it cannot be written.
     """
-    if len(list(folder.glob('train/0/*.jpg'))) == count:
+    if len(list(folder.glob(f'train/0/*{suffix}'))) == count:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -173,11 +181,10 @@ def write_photos(count: int = 256, folder: Path = PHOTOS_FOLDER) -> Path:
             shutil.rmtree(folder)
         with atomic_folder(folder) as temporary:
             (temporary / 'train/0').mkdir(parents=True)
-            for index in track(range(count), 'making photos'):
-                Image.fromarray(photo(np.random.default_rng(index))).save(
-                    temporary / f'train/0/{index:05}.jpg', quality=93)
+            for index in track(range(count), f'making {what}'):
+                write(temporary / f'train/0/{index:05}{suffix}', np.random.default_rng(index))
     except OSError as error:
-        raise UserError(f'photos cannot be written to {folder}: {error.strerror}; give --data-dir') from error
+        raise UserError(f'{what} cannot be written to {folder}: {error.strerror}; give --data-dir') from error
     return folder
 
 
