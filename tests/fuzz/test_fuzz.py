@@ -24,7 +24,8 @@ from timm_rs.data.datasets import open_split
 from timm_rs.data.shards.packing import pack
 from timm_rs.data.shards.reading import open_shards
 from timm_rs.errors import UserError
-from timm_rs.recipe.knobs import Recipe, RecipeError
+from timm_rs.recipe.declaring import RecipeError
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file, to_yaml
 from timm_rs.training.checkpoint import read_checkpoint
 from timm_rs.transforms.decode import FORMATS, BadImage, open_picture

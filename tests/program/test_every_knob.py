@@ -12,7 +12,8 @@ from timm.layers import set_fast_norm
 
 from timm_rs.errors import exit_on_user_error
 from timm_rs.programs import train
-from timm_rs.recipe.knobs import FIELDS, Recipe, RecipeError, value_type
+from timm_rs.recipe.declaring import RecipeError
+from timm_rs.recipe.knobs import FIELDS, Recipe, value_type
 from timm_rs.recipe.reading import DEFAULTS, check_value
 from timm_rs.training.run import Run
 

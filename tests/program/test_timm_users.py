@@ -10,7 +10,8 @@ import yaml
 from conftest import EXPECTED, load_tool
 
 from timm_rs.recipe import timm_options
-from timm_rs.recipe.knobs import FIELDS, RecipeError
+from timm_rs.recipe.declaring import RecipeError
+from timm_rs.recipe.knobs import FIELDS
 from timm_rs.recipe.reading import DEFAULTS, read_file
 from timm_rs.training.checkpoint import read_checkpoint
 from timm_rs.training.trained import read_run

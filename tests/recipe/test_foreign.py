@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from timm_rs.recipe.declaring import RecipeError
 from timm_rs.recipe.foreign import PULLED, named_code
-from timm_rs.recipe.knobs import RecipeError
 from timm_rs.recipe.reading import read_file
 
 CODE = {'device_modules: [timm_rs, this]': 'this', 'timm_rs: {task: "this:that"}': 'this',

@@ -7,7 +7,8 @@ import yaml
 from conftest import EXPECTED, ROOT
 
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
-from timm_rs.recipe.knobs import FIELDS, Recipe, RecipeError, value_type
+from timm_rs.recipe.declaring import RecipeError
+from timm_rs.recipe.knobs import FIELDS, Recipe, value_type
 from timm_rs.recipe.reading import find_recipe, read_file, to_yaml
 
 TIMM = json.loads((EXPECTED / 'timm_train_args.json').read_text())['arguments']
@@ -269,7 +270,7 @@ def test_out_of_range_option_names_the_command_line():
 # Knobs whose text names something that everyone has; all others hold a path, or what only one machine knows.
 NAMES = {
     'task', 'eval_metric', 'dataset', 'train_split', 'val_split', 'input_img_mode', 'input_key', 'target_key', 'model',
-    'interpolation', 'torchcompile', 'torchcompile_mode', 'opt', 'aa', 'train_interpolation'}
+    'interpolation', 'torchcompile', 'torchcompile_mode', 'opt', 'aa', 'train_interpolation', 'freeze'}
 
 
 def test_no_knob_that_holds_a_path_is_ever_published():

@@ -1,6 +1,6 @@
 import pytest
 
-from timm_rs.recipe.knobs import RecipeError
+from timm_rs.recipe.declaring import RecipeError
 from timm_rs.recipe.reading import read_file
 from timm_rs.scaling.points import create_points
 from timm_rs.scaling.study_file import STUDIES, find_study, read_study

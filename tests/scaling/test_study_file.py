@@ -3,7 +3,7 @@ import re
 import pytest
 import yaml
 
-from timm_rs.recipe.knobs import RecipeError
+from timm_rs.recipe.declaring import RecipeError
 from timm_rs.scaling.study_file import find_study, read_study
 
 STUDY = '''

@@ -8,7 +8,7 @@ from operator import mul
 import torch
 import torch.nn.functional as F
 
-from timm_rs.recipe.knobs import knob
+from timm_rs.recipe.declaring import knob
 from timm_rs.tasks.task import Metric, Task
 
 

@@ -24,7 +24,8 @@ from timm_rs.errors import UserError, first_line
 from timm_rs.inference.backends import BACKENDS, inference_backends
 from timm_rs.models.layers_3d import channels_last_layout
 from timm_rs.models.resnet_rs_3d import clip_shape
-from timm_rs.recipe.knobs import Recipe, nearest
+from timm_rs.recipe.declaring import nearest
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks import create_task
 from timm_rs.training.build import build_model, build_training

@@ -18,7 +18,8 @@ from timm_rs.data.listing import some
 from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import flag
-from timm_rs.recipe.knobs import Recipe, nearest
+from timm_rs.recipe.declaring import nearest
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.transforms.decode import FORMATS, BadImage, Picture, open_picture, open_with_pillow, pillow_deciding
 from timm_rs.transforms.joint import check_same_size
 

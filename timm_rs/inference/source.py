@@ -11,8 +11,9 @@ from timm_rs.data.class_names import names_of_timm_model
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import KeyValues, at_least
+from timm_rs.recipe.declaring import nearest
 from timm_rs.recipe.foreign import TRUST_HELP
-from timm_rs.recipe.knobs import Recipe, nearest
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks import create_task
 from timm_rs.tasks.video import as_views

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.recipe.knobs import nearest
+from timm_rs.recipe.declaring import nearest
 
 # The last is a test of ours, which a checkout has as tools/stress_resume.py.
 NO_COMMANDS = ('__init__', 'command', 'stress_resume')

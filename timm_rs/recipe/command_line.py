@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from timm_rs.errors import escape_unknown_letters
+from timm_rs.recipe.declaring import nearest
 from timm_rs.recipe.foreign import TRUST_HELP
-from timm_rs.recipe.knobs import FIELDS, Recipe, nearest, value_type
+from timm_rs.recipe.knobs import FIELDS, Recipe, value_type
 from timm_rs.recipe.reading import DEFAULTS, as_yaml, check_value, find_recipe, is_plain, read_file
 from timm_rs.recipe.timm_options import is_of_timm, refusal
 

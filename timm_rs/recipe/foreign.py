@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm_rs.recipe.knobs import BLOCK, RecipeError
+from timm_rs.recipe.declaring import BLOCK, RecipeError
 
 PULLED = '.pulled_from_hub'  # a file in the folders that tools/pull_from_hub.py makes
 TRUST_HELP = 'you know whose this is: let it import modules and fetch models that it names'

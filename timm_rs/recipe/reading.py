@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from timm_rs.files import RECIPES
+from timm_rs.recipe.declaring import BLOCK, RecipeError, nearest
 from timm_rs.recipe.foreign import check_code
-from timm_rs.recipe.knobs import BLOCK, FIELDS, Recipe, RecipeError, fields_of, nearest, value_type
+from timm_rs.recipe.knobs import FIELDS, Recipe, fields_of, value_type
 from timm_rs.recipe.timm_options import changes_nothing, is_of_timm, refusal
 
 # ---- values -----------------------------------------------------------------------------------------------------

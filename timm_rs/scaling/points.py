@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from timm_rs.recipe.declaring import RecipeError
 from timm_rs.recipe.foreign import check_code
-from timm_rs.recipe.knobs import Recipe, RecipeError
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import as_yaml, read_file
 from timm_rs.scaling.study_file import SIZES, Rule, Study
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm_rs.files import SHIPPED
-from timm_rs.recipe.knobs import FIELDS, RecipeError, fields_of, knob, nearest, value_type
+from timm_rs.recipe.declaring import RecipeError, knob, nearest
+from timm_rs.recipe.knobs import FIELDS, fields_of, value_type
 from timm_rs.recipe.reading import check_value, read_mapping
 
 STUDIES = SHIPPED / 'studies'

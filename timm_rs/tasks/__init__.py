@@ -5,7 +5,8 @@ import importlib
 
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import add_knob
-from timm_rs.recipe.knobs import Recipe, RecipeError, fields_of, nearest
+from timm_rs.recipe.declaring import RecipeError, nearest
+from timm_rs.recipe.knobs import Recipe, fields_of
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks.task import Task
 

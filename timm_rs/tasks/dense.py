@@ -12,7 +12,8 @@ from torch.nn.functional import interpolate
 from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
 from timm_rs.models.dense_network import create_dense_network
-from timm_rs.recipe.knobs import Recipe, knob
+from timm_rs.recipe.declaring import knob
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.backbone import BackboneTask
 from timm_rs.transforms.create import create_limits
 from timm_rs.transforms.joint import OUTSIDE, JointTransform, fitted

@@ -14,7 +14,8 @@ from timm_rs.data.annotated import read_depth
 from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe.knobs import Recipe, knob
+from timm_rs.recipe.declaring import knob
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.dense import DenseTask, at_own_size, check_counted, mean_per_image
 from timm_rs.tasks.task import Metric
 

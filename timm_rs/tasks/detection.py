@@ -16,7 +16,8 @@ from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.models.detection_network import COARSEST, create_detection_network
-from timm_rs.recipe.knobs import Recipe, knob
+from timm_rs.recipe.declaring import knob
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.average_precision import Judged, check_installed, coco_precision, voc07_precision
 from timm_rs.tasks.backbone import BackboneTask
 from timm_rs.tasks.segmentation import voc_colours

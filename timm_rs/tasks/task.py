@@ -11,7 +11,8 @@ from timm_rs.data.datasets import create_datasets, open_split
 from timm_rs.data.samples import AnyDataset
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe.knobs import BLOCK, Recipe, RecipeError, fields_of, nearest
+from timm_rs.recipe.declaring import BLOCK, RecipeError, nearest
+from timm_rs.recipe.knobs import Recipe, fields_of
 from timm_rs.recipe.reading import check_value
 from timm_rs.transforms.create import create_transform
 from timm_rs.transforms.sample import SampleTransform

@@ -11,7 +11,8 @@ from timm_rs.data.samples import AnyDataset
 from timm_rs.data.videos import open_video_split
 from timm_rs.errors import UserError, blaming
 from timm_rs.recipe.command_line import flag
-from timm_rs.recipe.knobs import Recipe, knob
+from timm_rs.recipe.declaring import knob
+from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.classification import Classification
 from timm_rs.transforms.clips import EvalClips, TrainClip
 from timm_rs.transforms.create import SETTINGS, create_limits
