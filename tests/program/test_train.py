@@ -115,6 +115,19 @@ def test_resume_equals_an_uninterrupted_run(run, image_folder, tmp_path):
     assert (part / 'summary.csv').read_text() == (tmp_path / 'runs/whole/summary.csv').read_text()
 
 
+def test_a_run_ends_early_where_nothing_becomes_better_also_when_it_was_resumed(run, image_folder, tmp_path):
+    arguments = [*TINY, '--data-dir', image_folder, '--lr', '0', '--bn-momentum', '0', '--epochs', '6']
+    for name, options, epochs in (('a', ['--patience', '2'], 3), ('b', ['--epochs', '2'], 2), ('c', [], 6)):
+        result = run(*arguments, *options, '--experiment', name)
+        assert result.code == 0 and ('ended early' in result.out) == (name == 'a'), result
+        assert len((tmp_path / f'runs/{name}/summary.csv').read_text().splitlines()) == 1 + epochs
+    resumed = run(*arguments, '--patience', '2', '--experiment', 'b', '--resume', 'auto', '--allow-recipe-change')
+    assert resumed.code == 0 and 'eval_top1 has not become better in 2 evaluations' in resumed.out, resumed.err
+    for name in 'ab':
+        assert len((tmp_path / f'runs/{name}/summary.csv').read_text().splitlines()) == 4
+    assert 'ended early' in run(*arguments, '--patience', '2', '--experiment', 'a', '--resume', 'auto').out
+
+
 def test_resume_by_path_continues_in_the_same_folder(run, image_folder, tmp_path):
     assert run(*TINY, '--data-dir', image_folder, '--experiment', 'a', '--epochs', 1).code == 0
     folder = tmp_path / 'runs/a'

@@ -76,6 +76,7 @@ rules:
     (BASE + 'axes: {width: [2.0]}\nrules: [{if: {width: 3.0}, set: {drop: 0.1}}]', 'rule 1 is for none of the points'),
     (BASE + 'axes: {train_split: [a b, a_b]}', 'two points would be called d101-w1.0-i192-e350-train_split_a_b-s42'),
     (BASE + 'axes: {val_split: [""]}', 'its recipe needs task: classification, eval_metric: top1 and a val_split'),
+    (BASE + 'axes: {patience: [3]}', 'compares runs of full length'),
     (BASE + 'axes: {eval_metric: [loss]}', 'its recipe needs'),
     ('recipe: nowhere.yaml', 'recipe nowhere.yaml does not exist')])
 def test_what_cannot_be_compared_or_told_apart_is_refused(points, text, words):

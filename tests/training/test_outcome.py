@@ -45,6 +45,14 @@ def test_an_initialisation_is_called_as_the_run_or_file_it_came_from(finished, k
     assert read_outcome(finished).start == name
 
 
+def test_a_run_that_ended_early_is_finished(finished):
+    change(finished / 'args.yaml', ('epochs: 2\n', 'epochs: 5\n'))
+    with pytest.raises(UserError, match='not finished, after 2 of 5 epochs'):
+        read_outcome(finished)
+    change(finished / 'args.yaml', ('patience: 0\n', 'patience: 1\n'))
+    assert read_outcome(finished).images == 15
+
+
 def none_evaluated(run):
     (run / 'model_best.eval.json').unlink()
 

@@ -1,5 +1,6 @@
 import csv
 import fcntl
+import math
 import os
 import pty
 import struct
@@ -14,7 +15,7 @@ from PIL import Image
 
 from timm_rs.errors import UserError
 from timm_rs.tasks.classification import Classification
-from timm_rs.training.runlog import DataHint, Progress, Summary
+from timm_rs.training.runlog import DataHint, Progress, Summary, since_best
 
 BAR = '''
 import time
@@ -102,6 +103,13 @@ def test_terminal_gets_a_bar_and_a_pipe_gets_lines(capsys):
     os.close(master)
     text = shown.decode()
     assert 'loss 0.5000' in text and '6/6' in text and '\r' in text and 'epoch 2 done' in text and 'evaluate' in text
+
+
+@pytest.mark.parametrize(('scores', 'sign', 'since'), [
+    ([], 1, 0), ([5], 1, 0), ([5, 4, 5], 1, 2), ([4, 5, 4, 3], 1, 2), ([4, 5, 4, 3], -1, 0), (['4', '5', ''], 1, 0),
+    ([math.nan, math.nan], 1, 2), ([math.nan, 3, math.nan], -1, 1), ([1, math.inf, 2], 1, 0)])
+def test_rows_since_the_best_are_counted_from_the_first_of_equal_ones(scores, sign, since):
+    assert since_best([{'epoch': 0, 'eval_top1': score} for score in scores], 'eval_top1', sign) == since
 
 
 def test_summary_drops_epochs_that_are_trained_again(tmp_path):

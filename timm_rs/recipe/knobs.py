@@ -182,6 +182,9 @@ class Recipe:
     freeze: str = knob(
         '', 'what training leaves as it is: backbone, all but the classifier, or a number of parts from the input on, '
         'the stem and stages; batch norm there keeps its statistics', block=True)
+    patience: int = knob(
+        0, 'end the run when so many evaluations in a row are no better than the best; 0: never', low=0, block=True,
+        free=True)
     inflate: str = knob(
         '', 'make initial_checkpoint, of a plain ResNet for images, fit a network for clips: its kernels in the centre '
         'frame, or their mean in all', choices=('', 'centre', 'mean'), block=True, free=True)

@@ -120,6 +120,8 @@ def _point(study: Study, values: dict[str, Any], at_base: dict[str, Any], change
     if recipe.task != 'classification' or not recipe.val_split or recipe.eval_metric != 'top1':
         raise RecipeError(f'{study.path}: a study compares top-1 accuracies: its recipe needs task: classification, '
                           'eval_metric: top1 and a val_split')
+    if recipe.patience:
+        raise RecipeError(f'{study.path}: a study compares runs of full length: leave out patience')
     names = ['depth' if axis == 'layers' else axis for axis in study.axes]
     differs = ['depth' if axis == 'layers' else axis for axis in study.axes if axis in changes]
     return Point(

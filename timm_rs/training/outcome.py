@@ -12,6 +12,7 @@ from timm_rs.study.transfer import Outcome
 from timm_rs.tasks import create_task
 from timm_rs.training.checkpoint import BEST, LAST, SUFFIX, checkpoint_in
 from timm_rs.training.measured import read_evaluation
+from timm_rs.training.runlog import since_best
 from timm_rs.training.schedule import create_num_epochs
 
 SCRATCH = 'from scratch'
@@ -30,7 +31,9 @@ def read_outcome(path: Path, start: str = '') -> Outcome:
     checkpoint = checkpoint_in(path)
     folder = checkpoint.parent
     recipe = Recipe(**read_file(folder / 'args.yaml'))
-    _check_finished(folder, create_num_epochs(recipe))
+    best_by = create_task(recipe).best_by
+    _check_finished(folder, create_num_epochs(recipe), recipe.patience, f'eval_{best_by.name}',
+                    1 if best_by.higher_is_better else -1)
     evaluation = checkpoint.with_name(checkpoint.name.removesuffix(SUFFIX) + '.eval.json')
     metric = create_task(recipe).metrics[0]
     measured = read_evaluation(evaluation, checkpoint, 'ema' if recipe.model_ema else 'raw', [metric.name]
@@ -50,13 +53,14 @@ def read_outcome(path: Path, start: str = '') -> Outcome:
         is_named=bool(start))
 
 
-def _check_finished(folder: Path, epochs: int) -> None:
+def _check_finished(folder: Path, epochs: int, patience: int, metric: str, sign: int) -> None:
     path = folder / 'summary.csv'
     try:
-        done = int(read_rows(path)[-1]['epoch']) + 1
+        rows = read_rows(path)
+        done, since = int(rows[-1]['epoch']) + 1, since_best(rows, metric, sign)
     except (KeyError, ValueError):
         raise UserError(f'{path} is damaged: its last row has no epoch') from None
-    if done < epochs:
+    if done < epochs and not 0 < patience <= since:
         raise UserError(f'{folder} is not finished, after {done} of {epochs} epochs: its command goes on with '
                         '--resume auto')
 

@@ -27,7 +27,7 @@ from timm_rs.training.faults import explain
 from timm_rs.training.interruption import Interruption, Stopped
 from timm_rs.training.lock import FolderLock
 from timm_rs.training.resume import checkpoint_state, resume
-from timm_rs.training.runlog import Progress, Summary, open_folder
+from timm_rs.training.runlog import Progress, Summary, open_folder, since_best
 from timm_rs.training.state import Position, Training
 
 
@@ -79,7 +79,8 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
             f'the warm-up of {recipe.warmup_epochs} epochs does not end within the {training.num_epochs} of this run: '
             f'the learning rate stays below {training.optimizer.defaults["lr"]:.4g} unless you lower --warmup-epochs')
     return Run(lock, training, device, position, checkpoints, summary, bad_samples, metric,
-               Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval, recipe.stop_timeout))
+               Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval, recipe.stop_timeout),
+               recipe.patience)
 
 
 def _write_start(folder: Path, arguments: str, classes: dict[Any, int], summary: Summary) -> None:
@@ -100,9 +101,12 @@ class Run:
 
     def __init__(self, lock: FolderLock, training: Training, device: Device, position: Position,
                  checkpoints: Checkpoints, summary: Summary, bad_samples: BadSamples, metric: str,
-                 interruption: Interruption):
-        """`lock` ends with the run; `metric` is the column of the summary that the best checkpoint is chosen by."""
-        self.lock = lock
+                 interruption: Interruption, patience: int = 0):
+        """`lock` ends with the run; `metric` is the column of the summary that the best checkpoint is chosen by.
+
+        After `patience` evaluations in a row that are no better than the best the run ends; 0: never.
+        """
+        self.lock, self.patience = lock, patience
         self.training, self.device, self.position, self.checkpoints = training, device, position, checkpoints
         self.summary, self.bad_samples, self.metric, self.interruption = summary, bad_samples, metric, interruption
         self.progress = Progress(
@@ -116,9 +120,17 @@ class Run:
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left to train."""
-        while self.position.epoch < self.training.num_epochs:
+        while self.position.epoch < self.training.num_epochs and not self._is_patience_over():
             self.started = time.perf_counter()
             yield self.position.epoch
+
+    def _is_patience_over(self) -> bool:
+        """From the rows, which every process has and a checkpoint keeps: a resumed run ends at the same place."""
+        since = since_best(self.summary.rows, self.metric, self.checkpoints.sign)
+        if not 0 < self.patience <= since:
+            return False
+        self.progress.say(f'ended early: {self.metric} has not become better in {since} evaluations')
+        return True
 
     def after_update(self, reported: bool) -> None:
         """Name new bad samples after an update that `reported` progress; save, or save and stop, when it is time."""

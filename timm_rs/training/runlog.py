@@ -4,6 +4,7 @@ import contextlib
 import csv
 import datetime
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -96,6 +97,16 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def since_best(rows: Sequence[dict[str, Any]], metric: str, sign: int) -> int:
+    """How many rows there are after the first with the best `metric`, the greatest of `sign` times it; all if none has.
+
+    What is not finite is never the best.
+    """
+    scores = [sign * float(row[metric]) for row in rows if row.get(metric) not in (None, '')]
+    finite = [score for score in scores if math.isfinite(score)]
+    return len(scores) - (1 + scores.index(max(finite)) if finite else 0)
 
 
 class Summary:
