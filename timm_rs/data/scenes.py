@@ -17,7 +17,7 @@ TRAIN_SHARE = 0.7  # of the width of each photo
 
 def write_scenes(root: Path, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer[Any]],
                  is_validation: npt.NDArray[np.bool_]) -> None:
-    """Draw one or two of the digits `pixels` (N, 8, 8) in each scene, and write images, masks, boxes and lists.
+    """Draw one of the digits `pixels` (N, 8, 8) in each scene, rarely two, and write images, masks, boxes and lists.
 
     Splits share neither digits nor parts of photos. The edge of a digit is void. The same each time. Raises OSError.
     """
