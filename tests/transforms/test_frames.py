@@ -44,6 +44,23 @@ def test_frames_are_those_that_were_asked_for(files, kind):
         assert [number_of(frame) for frame in frames] == list(wanted)
 
 
+@pytest.fixture
+def torchcodec():
+    try:
+        from torchcodec import decoders
+    except (ImportError, RuntimeError, OSError) as error:  # it needs libraries of FFmpeg, which its wheel has not
+        pytest.skip(f'torchcodec: {str(error).splitlines()[0]}')
+    return decoders
+
+
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if 'avi' not in kind and 'open groups' not in kind])
+def test_torchcodec_gives_the_same_frames(files, torchcodec, kind):
+    """Where it gives what was asked for: results/LOG.md says what it makes of the others."""
+    theirs = torchcodec.VideoDecoder(files[kind], dimension_order='NHWC', num_ffmpeg_threads=1, seek_mode='exact')
+    wanted = [70, 3, 70, 149, 0]
+    np.testing.assert_array_equal(theirs.get_frames_at(wanted).data.numpy(), open_video(files[kind]).frames(wanted))
+
+
 def test_colours_and_boxes(files):
     data = encode(4, colour=(250, 30, 120), crf=1)
     whole = open_video(data).frames([3, 1])
