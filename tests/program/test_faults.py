@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -364,6 +365,32 @@ def test_a_killed_worker_is_told_in_one_line(run, arguments, monkeypatch):
     result = run(*arguments, '--experiment', 'a', '--workers', 1, '--epochs', 50)
     assert result.code == 2 and result.err.count('\n') == 1, result.err
     assert 'a data worker was killed' in result.err and 'fewer --workers' in result.err
+
+
+@pytest.mark.filterwarnings('ignore:This DataLoader will create:UserWarning')
+def test_a_worker_may_be_found_dead_before_it_is_told_and_be_told_at_the_end(run, arguments, monkeypatch):
+    """What a dead worker was handing over is cut off first, and torch tells of it while the run ends for that."""
+    reading = types.FunctionType(compile('raise ConnectionResetError(104, "reset")', '', 'exec'),
+                                 {'__name__': 'torch.multiprocessing.reductions'})
+    genuine, leave, workers = train.train_updates, Interruption.__exit__, []
+
+    def dying(training, loader, *rest):
+        for reported in genuine(training, loader, *rest):
+            workers.extend(loader.loader._iterator._workers)
+            yield reported
+            reading()
+
+    def leaving(self, *error):
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(0.5)
+        leave(self, *error)
+    monkeypatch.setattr(train, 'train_updates', dying)
+    monkeypatch.setattr(Interruption, '__exit__', leaving)
+    result = run(*arguments, '--experiment', 'a', '--workers', 1, '--epochs', 50)
+    assert result.code == 2 and result.err.count('\n') == 1, result.err
+    assert 'a data worker was killed' in result.err and 'fewer --workers' in result.err
+    assert callable(signal.getsignal(signal.SIGCHLD))  # torch's is back, for the next run
 
 
 # ---- signals ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,10 @@
 """What goes wrong in training, as sentences."""
 
+import contextlib
+import signal
+import traceback
+from collections.abc import Iterator
+
 import torch
 
 from timm_rs.device.torch_device import Device
@@ -17,9 +22,27 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_worker_death(error: BaseException) -> bool:
-    """Whether torch tells that a data worker was killed, which it does wherever the main thread is at that moment."""
+    """Whether torch tells that a data worker was killed, which it does wherever the main thread is at that moment.
+
+    Before it tells, what the worker was about to hand over may be found cut off.
+    """
     text = str(error)
-    return 'DataLoader worker' in text and ('killed by signal' in text or 'exited unexpectedly' in text)
+    return 'DataLoader worker' in text and ('killed by signal' in text or 'exited unexpectedly' in text) or (
+        isinstance(error, ConnectionError | EOFError) and any(
+            frame.f_globals.get('__name__') == 'torch.multiprocessing.reductions'
+            for frame, _ in traceback.walk_tb(error.__traceback__)))
+
+
+@contextlib.contextmanager
+def deaf_to_worker_deaths() -> Iterator[None]:
+    """Inside, torch raises nothing when a data worker dies; in the main thread."""
+    number = getattr(signal, 'SIGCHLD', None)  # which Windows has not
+    before = None if number is None else signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if number is not None and before is not None:
+            signal.signal(number, before)
 
 
 def explain(error: BaseException, settings: StepSettings, device: Device, go_on: str) -> UserError | None:
@@ -27,6 +50,8 @@ def explain(error: BaseException, settings: StepSettings, device: Device, go_on:
     if isinstance(error, UserError):
         return None
     text = str(error)
+    if is_worker_death(error):
+        return UserError(f'a data worker was killed, perhaps for want of memory: try fewer --workers; {go_on}')
     if storage := as_user_error(error):
         return UserError(f'{storage}; {go_on}')
     if is_out_of_memory(error):
@@ -43,8 +68,6 @@ def explain(error: BaseException, settings: StepSettings, device: Device, go_on:
     if type(error).__module__.startswith('torch._dynamo'):
         return UserError(f'the model cannot be compiled: {first_line(error)}; leave out --torchcompile, or choose '
                          'another backend')
-    if is_worker_death(error):
-        return UserError(f'a data worker was killed, perhaps for want of memory: try fewer --workers; {go_on}')
     if device.is_distributed and isinstance(error, RuntimeError) and any(words in text for words in _PEERS):
         return UserError(f'another process of this run has ended or hangs ({text.splitlines()[0]}); what it said '
                          f'before tells why; {go_on}')

@@ -23,7 +23,7 @@ from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import to_yaml
 from timm_rs.training.checkpoint import BEST, Checkpoints
 from timm_rs.training.engine import NonFiniteError
-from timm_rs.training.faults import explain
+from timm_rs.training.faults import deaf_to_worker_deaths, explain, is_worker_death
 from timm_rs.training.interruption import Interruption, Stopped
 from timm_rs.training.lock import FolderLock
 from timm_rs.training.resume import checkpoint_state, resume
@@ -206,9 +206,18 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
-        self.interruption.__exit__()
-        with self.lock:
-            self._end(error)
+        try:
+            self._leave(error)
+        except RuntimeError as death:  # of one more worker, before that was deaf to it
+            if not is_worker_death(death):
+                raise
+            self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        with deaf_to_worker_deaths():
+            self.interruption.__exit__()
+            with self.lock:
+                self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
         try:
