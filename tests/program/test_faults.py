@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import errno
+import gc
 import math
 import os
 import shutil
@@ -391,6 +392,8 @@ def test_a_worker_may_be_found_dead_before_it_is_told_and_be_told_at_the_end(run
     assert result.code == 2 and result.err.count('\n') == 1, result.err
     assert 'a data worker was killed' in result.err and 'fewer --workers' in result.err
     assert callable(signal.getsignal(signal.SIGCHLD))  # torch's is back, for the next run
+    workers.clear()
+    gc.collect()  # else torch would tell of these workers in the tests that follow
 
 
 # ---- signals ----------------------------------------------------------------------------------------------------
