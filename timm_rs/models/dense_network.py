@@ -29,13 +29,9 @@ class DenseNetwork(nn.Module):
                  head_convs: int = 3):
         """`backbone` is of timm's `features_only`. Raises ValueError where it has no maps of the strides needed."""
         super().__init__()
-        strides = backbone.feature_info.reduction()
-        if missing := [str(stride) for stride in STRIDES[decoder] if stride not in strides]:
-            raise ValueError(f'it has no feature maps of stride {", ".join(missing)}, which the decoder {decoder} '
-                             f'needs, only of {", ".join(map(str, sorted(set(strides))))}')
         self.backbone, self.num_classes, self.decoder = backbone, num_classes, decoder
         self.pretrained_cfg = backbone.pretrained_cfg
-        self.taken = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES[decoder]]
+        self.taken = maps_of_strides(backbone, STRIDES[decoder], f'the decoder {decoder}')
         self.pyramid = Pyramid(
             [backbone.feature_info.channels()[index] for index in self.taken], channels,
             LastLevelP6P7(channels, channels) if decoder == 'fused' else None, norm_layer=nn.BatchNorm2d)
@@ -74,6 +70,18 @@ class Pyramid(FeaturePyramidNetwork):
         if self.extra_blocks is not None:
             levels, names = self.extra_blocks(levels, maps, names)
         return OrderedDict(zip(names, levels, strict=True))
+
+
+def maps_of_strides(backbone: Any, wanted: Sequence[int], user: str) -> list[int]:
+    """Which of the feature maps of timm's `features_only` have the strides `wanted`: the last, where several have one.
+
+    Raises ValueError that names those that `user` needs and that are not there.
+    """
+    strides = backbone.feature_info.reduction()
+    if missing := [str(stride) for stride in wanted if stride not in strides]:
+        raise ValueError(f'it has no feature maps of stride {", ".join(missing)}, which {user} needs, only of '
+                         f'{", ".join(map(str, sorted(set(strides))))}')
+    return [len(strides) - 1 - strides[::-1].index(stride) for stride in wanted]
 
 
 def resized(maps: torch.Tensor, size: Sequence[int], nearest: bool = False) -> torch.Tensor:

@@ -14,6 +14,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from timm_rs.models.dense_network import maps_of_strides
+
 COARSEST = 32  # stride of a backbone's last feature map
 SHAPES = (0.5, 1.0, 2.0)  # height of an anchor by its width
 # By detector: stride of the finest level, and how many strides an anchor is long. Source: tensorflow/tpu
@@ -93,12 +95,8 @@ class _Features(nn.Module):
 
     def __init__(self, body: Any, stride: int, channels: int, coarser: nn.Module | None):
         super().__init__()
-        strides = body.feature_info.reduction()
         wanted = [stride * 2 ** level for level in range((COARSEST // stride).bit_length())]
-        if missing := [str(stride) for stride in wanted if stride not in strides]:
-            raise ValueError(f'it has no feature maps of stride {", ".join(missing)}, which a detector needs, only of '
-                             f'{", ".join(map(str, sorted(set(strides))))}')
-        self.taken = [len(strides) - 1 - strides[::-1].index(stride) for stride in wanted]
+        self.taken = maps_of_strides(body, wanted, 'a detector')
         self.num_levels = len(wanted) + {type(None): 0, LastLevelMaxPool: 1, LastLevelP6P7: 2}[type(coarser)]
         self.out_channels = channels
         self.body = body

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
@@ -71,15 +70,10 @@ class BoxTransform(JointTransform):
                 height, width = self._fitted((picture.height, picture.width))
                 factors = rows.new_tensor([width / picture.width, height / picture.height])
                 return self(source, seed), self._padded(torch.cat([rows[:, :4] * factors.repeat(2), rows[:, 4:]], 1))
-            with torch.random.fork_rng(devices=[]):  # as in JointTransform
-                torch.default_generator.manual_seed(seed)
-                image, boxes = self.augment(
-                    tv_tensors.Image(torch.from_numpy(np.array(picture.pixels())).permute(2, 0, 1)),
-                    tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
-                        rows[:, :4], format='XYXY', canvas_size=(picture.height, picture.width)))
+            pixels, boxes = self._augmented(picture, tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
+                rows[:, :4], format='XYXY', canvas_size=(picture.height, picture.width)), seed)
             boxes, kept = functional.sanitize_bounding_boxes(boxes)
-            return image.permute(1, 2, 0).numpy(), self._padded(
-                torch.cat([boxes.as_subclass(torch.Tensor), rows[kept, 4:]], 1))
+            return pixels, self._padded(torch.cat([boxes.as_subclass(torch.Tensor), rows[kept, 4:]], 1))
 
     def blank(self) -> torch.Tensor:
         return torch.full((self.max_boxes, 6), BLANK, dtype=torch.float32)

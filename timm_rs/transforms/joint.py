@@ -69,13 +69,18 @@ class JointTransform(SampleTransform):
             check_same_size(picture, target)
             if self.augment is None:
                 return self(source, seed), self._framed(target)
-            # Only the CPU's generator: the GPU's is of the training loop.
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
-                image, mask = self.augment(
-                    tv_tensors.Image(torch.from_numpy(np.array(picture.pixels())).permute(2, 0, 1)),
-                    tv_tensors.Mask(target[None]))
-            return image.permute(1, 2, 0).numpy(), mask[0].as_subclass(torch.Tensor)
+            pixels, mask = self._augmented(picture, tv_tensors.Mask(target[None]), seed)
+            return pixels, mask[0].as_subclass(torch.Tensor)
+
+    def _augmented(self, picture: Picture, target: Any, seed: int) -> tuple[Pixels, Any]:
+        """Pixels and a target of torchvision's kinds, both changed by what `seed` draws."""
+        assert self.augment is not None
+        # Only the CPU's generator: the GPU's is of the training loop.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            image, target = self.augment(
+                tv_tensors.Image(torch.from_numpy(np.array(picture.pixels())).permute(2, 0, 1)), target)
+        return image.permute(1, 2, 0).numpy(), target
 
     def blank(self) -> torch.Tensor:
         """The target of an image that does not count."""
