@@ -69,7 +69,7 @@ class Annotated(Samples):
 
     def check(self, picture: Picture, annotation: Annotation) -> None:
         """Raise BadImage for an annotation that cannot be used with the image."""
-        check_same_size(picture, self.decode(annotation))
+        check_same_size(picture, tuple(self.decode(annotation).shape[::-1]))
 
     def longest_side(self) -> int:
         """Of all annotations that can be opened, in pixels, without decoding any."""

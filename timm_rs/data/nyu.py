@@ -47,7 +47,7 @@ class NyuSamples(Samples):
 
     def check(self, picture: Picture, annotation: Annotation) -> None:
         """Raise BadImage for a depth that cannot be used with the image."""
-        check_same_size(picture, self.decode(annotation))
+        check_same_size(picture, tuple(self.decode(annotation).shape[::-1]))
 
     def longest_side(self) -> int:
         return max(self.size)

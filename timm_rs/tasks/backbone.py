@@ -88,5 +88,12 @@ class BackboneTask(Task):
         raise NotImplementedError
 
 
+def check_num_classes(wanted: int | None, found: int) -> None:
+    """Raise UserError where a recipe has another number of classes than its data."""
+    if wanted not in (None, found):
+        raise UserError(f'num_classes is {wanted}, but the data has {found} classes; drop num_classes to follow the '
+                        'data')
+
+
 def _names(samples: Samples | None) -> set[str]:
     return set() if samples is None else {samples.name(index) for index in range(len(samples))}

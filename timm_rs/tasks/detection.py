@@ -19,7 +19,7 @@ from timm_rs.models.detection_network import COARSEST, create_detection_network
 from timm_rs.recipe.declaring import knob
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.average_precision import Judged, check_installed, coco_precision, voc07_precision
-from timm_rs.tasks.backbone import BackboneTask
+from timm_rs.tasks.backbone import BackboneTask, check_num_classes
 from timm_rs.tasks.segmentation import voc_colours
 from timm_rs.tasks.task import Metric
 from timm_rs.transforms.boxes import BLANK, CROWD, Boxes, BoxTransform
@@ -85,9 +85,7 @@ class Detection(BackboneTask):
             raise UserError(f'the splits {recipe.train_split} and {recipe.val_split} have different classes: '
                             f'{", ".join(splits[0].classes)} and {", ".join(splits[-1].classes)}')
         num_classes = len(splits[0].classes)
-        if recipe.num_classes not in (None, num_classes):
-            raise UserError(f'num_classes is {recipe.num_classes}, but the data has {num_classes} classes; drop '
-                            'num_classes to follow the data')
+        check_num_classes(recipe.num_classes, num_classes)
         if train is not None:
             check_boxes(train)
         return train, validation, num_classes

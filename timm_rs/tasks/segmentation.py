@@ -14,6 +14,7 @@ from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks.backbone import check_num_classes
 from timm_rs.tasks.dense import DenseTask, at_own_size, check_counted, mean_per_image
 from timm_rs.tasks.task import Metric
 
@@ -41,9 +42,7 @@ class Segmentation(DenseTask):
         if num_classes is None:
             raise UserError(f'{recipe.data_dir} does not say how many classes there are: name them in classes.txt, one '
                             'a line in the order of the labels, or give --num-classes')
-        if recipe.num_classes not in (None, num_classes):
-            raise UserError(f'num_classes is {recipe.num_classes}, but the data has {num_classes} classes; drop '
-                            'num_classes to follow the data')
+        check_num_classes(recipe.num_classes, num_classes)
         if num_classes > VOID:
             raise UserError(f'{num_classes} classes do not fit into masks, in which {VOID} is void')
         if train is not None:

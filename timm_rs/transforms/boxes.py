@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Pixels, open_picture
-from timm_rs.transforms.joint import JointTransform
+from timm_rs.transforms.joint import JointTransform, check_same_size
 
 NO_BOX, BLANK = -1, -2  # instead of a label: in rows without a box; in all rows of an image that does not count
 DIFFICULT, CROWD = 1, 2  # set aside in evaluation; CROWD is not trained on either
@@ -39,11 +39,8 @@ def clipped(rows: torch.Tensor, width: float, height: float) -> torch.Tensor:
 
 def check_boxes_size(picture: Picture, boxes: Boxes) -> None:
     """Raise BadImage where boxes are for an image of another size."""
-    here = picture.width, picture.height
-    if boxes.size not in (None, here):
-        hint = ': is one of them turned?' if here == boxes.size[::-1] else ''  # type: ignore[index]
-        raise BadImage(f'it has {here[0]} x {here[1]} pixels, and its boxes are for {boxes.size[0]} x '  # type: ignore[index]
-                       f'{boxes.size[1]}{hint}')  # type: ignore[index]
+    if boxes.size is not None:
+        check_same_size(picture, boxes.size, 'its boxes are for')
 
 
 class BoxTransform(JointTransform):

@@ -22,12 +22,12 @@ def fitted(height: torch.Tensor, width: torch.Tensor, size: tuple[int, int]) -> 
             ((2 * width * bottom + height) // (2 * height)).clamp(1, right))
 
 
-def check_same_size(picture: Picture, target: torch.Tensor) -> None:
-    """Raise BadImage unless `target` (H, W) has the size of the image."""
-    here, there = (picture.width, picture.height), tuple(target.shape[::-1])
-    if here != there:
-        hint = ': is one of them turned?' if here == there[::-1] else ''
-        raise BadImage(f'it has {here[0]} x {here[1]} pixels, and its labels {there[0]} x {there[1]}{hint}')
+def check_same_size(picture: Picture, size: tuple[int, ...], what: str = 'its labels') -> None:
+    """Raise BadImage unless `what` goes with the image has its `size` (width, height)."""
+    here = picture.width, picture.height
+    if here != size:
+        hint = ': is one of them turned?' if here == size[::-1] else ''
+        raise BadImage(f'it has {here[0]} x {here[1]} pixels, and {what} {size[0]} x {size[1]}{hint}')
 
 
 class JointTransform(SampleTransform):
@@ -66,7 +66,7 @@ class JointTransform(SampleTransform):
     def with_target(self, source: bytes | Image.Image, target: torch.Tensor, seed: int) -> tuple[Pixels, torch.Tensor]:
         with self.limits.in_time():
             picture = open_picture(source, self.mode, self.limits)
-            check_same_size(picture, target)
+            check_same_size(picture, tuple(target.shape[::-1]))
             if self.augment is None:
                 return self(source, seed), self._framed(target)
             pixels, mask = self._augmented(picture, tv_tensors.Mask(target[None]), seed)
