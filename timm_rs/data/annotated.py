@@ -212,11 +212,7 @@ def _open_voc(root: Path, split: str) -> Annotated:
     root = next((root / inner for inner in ('VOCdevkit/VOC2012', 'VOC2012') if (root / inner).is_dir()), root)
     lists = root / 'ImageSets/Segmentation'
     names = (split, split.replace('_', ''), *split_synonyms(split))
-    chosen = next((path for name in names if (path := lists / f'{name}.txt').is_file()), None)
-    if chosen is None:
-        there = [path.stem for path in sorted(lists.glob('*.txt'))]
-        raise UserError(f'{lists} has no list {split}.txt; there are {some(there) or "none"}: give '
-                        f'{flag("train_split")} or {flag("val_split")}')
+    chosen = list_called(lists, names)
     images = images_by_stem(root / 'JPEGImages')
     masks = [images_by_stem(root / folder) for folder in ('SegmentationClass', 'SegmentationClassAug')
              if (root / folder).is_dir()]
@@ -279,6 +275,16 @@ def _folder_pairs(root: Path, split: str, kinds: Sequence[str]) -> list[tuple[Pa
         raise UserError(f'{root} has no split {split}: it needs images/{split}/ and {kinds[0]}/{split}/')
     annotations = images_by_stem(found[1])
     return [(path, annotations.get(stem, found[1] / f'{stem}.png')) for stem, path in images_by_stem(found[0]).items()]
+
+
+def list_called(lists: Path, names: Sequence[str], hint: str = '') -> Path:
+    """The first of the files NAME.txt in `lists` that is there. Raises UserError, with a `hint` at its end."""
+    chosen = next((path for name in names if (path := lists / f'{name}.txt').is_file()), None)
+    if chosen is None:
+        there = [path.stem for path in sorted(lists.glob('*.txt'))]
+        raise UserError(f'{lists} has no list {names[0]}.txt; there are {some(there) or "none"}: give '
+                        f'{flag("train_split")} or {flag("val_split")}{hint}')
+    return chosen
 
 
 def split_synonyms(split: str) -> Sequence[str]:

@@ -15,14 +15,13 @@ from timm_rs.data.annotated import (
     VOC_CLASSES,
     images_by_stem,
     lines_of,
+    list_called,
     named_classes,
     split_synonyms,
 )
 from timm_rs.data.bad_samples import READ_ERRORS, why_unreadable
-from timm_rs.data.listing import some
 from timm_rs.data.samples import Samples
 from timm_rs.errors import UserError
-from timm_rs.recipe.command_line import flag
 from timm_rs.transforms.boxes import CROWD, DIFFICULT, Boxes, check_boxes_size, clipped, rows_of
 from timm_rs.transforms.decode import BadImage, Picture
 
@@ -166,12 +165,8 @@ def open_voc_boxes(root: Path, split: str) -> VocBoxes:
 
 def _listed(lists: Path, split: str) -> list[str]:
     """The first word of each line in the list of a split."""
-    chosen = next((path for name in (split, *split_synonyms(split)) if (path := lists / f'{name}.txt').is_file()), None)
-    if chosen is None:
-        there = [path.stem for path in sorted(lists.glob('*.txt'))]
-        raise UserError(f'{lists} has no list {split}.txt; there are {some(there) or "none"}: give '
-                        f'{flag("train_split")} or {flag("val_split")}, such as 2007_test or '
-                        '2007_trainval+2012_trainval where VOC2007/ and VOC2012/ are')
+    chosen = list_called(lists, (split, *split_synonyms(split)), ', such as 2007_test or 2007_trainval+2012_trainval '
+                         'where VOC2007/ and VOC2012/ are')
     return [line.split()[0] for line in lines_of(chosen) if line.strip()]
 
 

@@ -31,11 +31,11 @@ def read_outcome(path: Path, start: str = '') -> Outcome:
     checkpoint = checkpoint_in(path)
     folder = checkpoint.parent
     recipe = Recipe(**read_file(folder / 'args.yaml'))
-    best_by = create_task(recipe).best_by
+    task = create_task(recipe)
+    metric, best_by = task.metrics[0], task.best_by
     _check_finished(folder, create_num_epochs(recipe), recipe.patience, f'eval_{best_by.name}',
                     1 if best_by.higher_is_better else -1)
     evaluation = checkpoint.with_name(checkpoint.name.removesuffix(SUFFIX) + '.eval.json')
-    metric = create_task(recipe).metrics[0]
     measured = read_evaluation(evaluation, checkpoint, 'ema' if recipe.model_ema else 'raw', [metric.name]
                                ) if evaluation.is_file() else None
     if measured is None:
