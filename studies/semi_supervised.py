@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument('--data', default='digits-10', help='built-in data with a pool: digits-10, fashion-mnist-20')
     parser.add_argument('--seeds', type=int, default=5, metavar='N', help='[5]')
     parser.add_argument('--first-seed', type=int, default=0, metavar='S', help='[0]')
+    parser.add_argument('--student-epochs', type=int, metavar='N', help='over the labelled images [the recipe\'s]')
     parser.add_argument('--min-confidence', default='0.3', metavar='P', help='[0.3]')
     parser.add_argument('--folder', type=Path, default=Path('output/semi_supervised'), metavar='D', help='for all runs')
     parser.add_argument('--csv', type=Path, default=None, metavar='FILE', help='rows are put there')
@@ -54,6 +55,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     place.mkdir(parents=True, exist_ok=True)
     data = write_builtin(arguments.data, place / 'data', seed)
     teacher, student = (Recipe(**read_file(RECIPES / f'quickstart_{name}.yaml')) for name in ('teacher', 'student'))
+    student_epochs = arguments.student_epochs or student.epochs
     share = 1 + student.pseudo_ratio
     labels = place / 'labels'
 
@@ -78,9 +80,9 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     truth = load().labels
     names = np.array([int(path.stem) for path in sorted((data / 'pool').iterdir())])
     rows.append(dict(rows[0], network='labels', top1=100 * np.mean(truth[names[entries]] == ids[:, 0])))
-    rows.append(train('student', student.epochs, 'student', '--pseudo-dir', labels))
-    rows.append(train('labelled part', student.epochs))
-    rows.append(train('all images', teacher.epochs + share * student.epochs))
+    rows.append(train('student', student_epochs, 'student', '--pseudo-dir', labels))
+    rows.append(train('labelled part', student_epochs))
+    rows.append(train('all images', teacher.epochs + share * student_epochs))
     return rows
 
 

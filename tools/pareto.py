@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw accuracy against latency: a line per family, dominated points grey, speed-ups at equal accuracy."""
+"""Draw accuracy against latency: a line per family, dominated points hollow, speed-ups at equal accuracy."""
 from timm_rs.programs.pareto import main
 
 if __name__ == '__main__':

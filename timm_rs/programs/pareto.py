@@ -1,4 +1,4 @@
-"""Draw accuracy against latency: a line per family, dominated points grey, speed-ups at equal accuracy."""
+"""Draw accuracy against latency: a line per family, dominated points hollow, speed-ups at equal accuracy."""
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -15,7 +15,8 @@ EXAMPLE = """examples:
   python tools/pareto.py --timm-benchmark results/timm_benchmarks.csv hardware='RTX 3090' --output pareto.png
 
 Accuracies are those of the paper (results/paper.csv). Every kind of measurement has a panel of its own; timm's and the
-paper's latencies have theirs, if asked for. COLUMN=VALUE after a file: only rows of that file with this value.
+paper's latencies have theirs, if asked for. All time axes have one scale. COLUMN=VALUE after a file: only rows of that
+file with this value.
 """
 FILTERS = ('work', 'setup', 'precision', 'device', 'hardware')
 
