@@ -25,9 +25,12 @@ UNCOUNTED_LINES = 3  # of a training's progress: there cuDNN looks for its algor
 
 TIMMS_LOOP, OURS = 'timm+channels_last+bf16', 'channels_last+bf16+fused'
 TINY = ['--model', 'resnetrs', '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125']
-SETUPS = [  # a list takes turns; compiled ones may fail, or take minutes, so each has a list of its own
-    [TIMMS_LOOP, 'channels_last+bf16+foreach', OURS, 'bf16+fused', 'channels_last+fused'],
-    *([TIMMS_LOOP, f'{OURS}+{compiled}'] for compiled in ('compile', 'reduce_overhead', 'max_autotune')),
+SETUPS = [  # each list in turn, for 30 to 90 s; the most telling first, since time may run out
+    [TIMMS_LOOP, OURS],
+    [TIMMS_LOOP, f'{OURS}+compile'],
+    [TIMMS_LOOP, 'channels_last+bf16+foreach', 'bf16+fused', 'channels_last+fused'],
+    [TIMMS_LOOP, f'{OURS}+reduce_overhead'],  # these two may fail, or take minutes
+    [TIMMS_LOOP, f'{OURS}+max_autotune'],
 ]
 OUR_LINE = re.compile(r'update \d+/\d+ .*?(?P<speed>\d+) img/s  waiting for data (?P<waiting>\d+) %')
 TIMMS_LINE = re.compile(r'Train: .*Time: (?P<seconds>[\d.]+)s, +(?P<speed>[\d.]+)/s .*Data: (?P<data>[\d.]+) ')
