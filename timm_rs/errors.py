@@ -54,6 +54,15 @@ def blaming(what: str) -> Iterator[None]:
         raise UserError(f'{what}: {reason.strip() or type(error).__name__}') from error
 
 
+@contextlib.contextmanager
+def needing(what: str, package: str) -> Iterator[None]:
+    """Turn a package that is not installed into a UserError: `what` needs `package`. For imports alone."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f'{what} needs the package {package}: pip install {package}') from error
+
+
 def escape_unknown_letters() -> None:
     """From now on a letter that the output's encoding has not (… in ASCII) is written as \\u2026, and does not fail."""
     for stream in (sys.stdout, sys.stderr):

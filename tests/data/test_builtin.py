@@ -16,6 +16,7 @@ from timm_rs.recipe.knobs import Recipe
 
 def test_digits_are_the_real_ones_in_a_fixed_split(tmp_path):
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
     folder = write_builtin('digits', tmp_path / 'digits')
     data = load_digits()
     files = sorted(folder.glob('*/*/*.png'), key=lambda path: path.name)
@@ -24,8 +25,9 @@ def test_digits_are_the_real_ones_in_a_fixed_split(tmp_path):
         image = Image.open(files[index])
         assert image.mode == 'L' and image.size == (8, 8)
         np.testing.assert_array_equal(np.asarray(image), np.round(data.images[index] * (255 / 16)))
-    counts = {split: len(list((folder / split).glob('*/*.png'))) for split in ('train', 'validation')}
-    assert counts == dict(train=1437, validation=360)
+    _, validation = train_test_split(range(1797), test_size=360, stratify=data.target, random_state=0)
+    assert [path.parent.parent.name for path in files] == [
+        'validation' if index in set(validation) else 'train' for index in range(1797)]
 
 
 def test_half_written_digits_are_written_anew_and_whole_ones_left_alone(tmp_path):

@@ -4,6 +4,7 @@ import timm
 import torch
 
 import timm_rs.inference.export
+from timm_rs.containers.programs import load_onnx
 from timm_rs.errors import UserError
 from timm_rs.inference.export import Exported, as_source, compare_outputs, export_model, open_export
 from timm_rs.inference.source import Source, open_model
@@ -41,6 +42,10 @@ def test_a_file_computes_what_the_model_does_and_says_what_it_is(format, source,
     assert metadata['data_config']['mean'] == list(source.data_config['mean'])
     assert metadata['versions']['torch'] == torch.__version__
     assert compare_outputs(source.model, exported.run, noise(7)).error <= 1e-4  # any number of images
+    if format == 'onnx':
+        graph = load_onnx(path).graph
+        assert [value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)] == [
+            'batch', 'batch']
     beside = {'model.bin'} if format == 'openvino' else set()
     assert {file.name for file in tmp_path.iterdir()} == {path.name} | beside
     again = as_source(path, exported)

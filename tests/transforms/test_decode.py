@@ -67,6 +67,15 @@ def test_crop_of_a_jpeg_equals_pillows_to_the_last_bit(data):
         np.testing.assert_array_equal(cropped, whole[box[0]:bottom, box[1]:box[1] + box[3]])
 
 
+def test_without_simplejpeg_pillow_decodes_jpegs_to_the_same_pixels(monkeypatch):
+    data = encode(photo(75, 101))
+    pixels = open_picture(data).pixels((10, 20, 30, 40))
+    monkeypatch.setattr(decode_module, 'simplejpeg', None)
+    picture = open_picture(data)
+    assert isinstance(picture, decode_module._PillowPicture)
+    np.testing.assert_array_equal(picture.pixels((10, 20, 30, 40)), pixels)
+
+
 def test_crop_at_the_top_does_not_decode_the_bottom(monkeypatch):
     heights, decode = [], simplejpeg.decode_jpeg
     monkeypatch.setattr(simplejpeg, 'decode_jpeg', lambda *a, **k: heights.append(len(p := decode(*a, **k))) or p)

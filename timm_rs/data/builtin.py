@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from timm_rs.containers.archives import load_arrays
 from timm_rs.data.motion import write_motion
 from timm_rs.data.motorcycle import write_motorcycle
 from timm_rs.data.scenes import write_scenes
@@ -29,16 +30,13 @@ class Images(NamedTuple):
 
 
 def load_digits() -> Images:
-    """scikit-learn's 1,797 handwritten digits of 8 px; a stratified random fifth, seed 0, is for validation.
+    """1,797 handwritten digits of 8 px, those of scikit-learn; a stratified random fifth is for validation.
 
-    Source: UCI Optical Recognition of Handwritten Digits, test part (Alpaydin and Kaynak), CC BY 4.0.
+    Source: UCI Optical Recognition of Handwritten Digits, test part (Alpaydin and Kaynak 1998), CC BY 4.0.
     """
-    from sklearn import datasets
-    from sklearn.model_selection import train_test_split
-    data = datasets.load_digits()
-    _, validation = train_test_split(range(len(data.target)), test_size=360, stratify=data.target, random_state=0)
-    pixels = np.uint8(np.round(data.images * (255 / 16)))  # 17 gray levels, 0 to 16
-    return Images(pixels, data.target, np.isin(range(len(data.target)), validation))
+    data = load_arrays(Path(__file__).with_name('digits.npz'))
+    pixels = np.uint8(np.round(data['images'] * (255 / 16)))  # 17 gray levels, 0 to 16
+    return Images(pixels, data['labels'].astype(int), data['is_validation'])
 
 
 def load_fashion_mnist() -> Images:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from timm_rs.errors import UserError
+from timm_rs.errors import needing
 
 FOCAL, OFFSET, BASELINE = 994.978, 31.086, 193.001  # pixels, pixels, millimetres, as scikit-image documents them
 SIZE = 128  # pixels of a side of a window
@@ -22,10 +22,8 @@ def write_motorcycle(root: Path) -> None:
 
     Source: Middlebury stereo 2014 (Scharstein et al., GCPR 2014). Raises OSError, and UserError without scikit-image.
     """
-    try:
+    with needing('builtin_data motorcycle', 'scikit-image'):
         from skimage.data import stereo_motorcycle
-    except ImportError:
-        raise UserError('builtin_data motorcycle needs the package scikit-image: pip install scikit-image') from None
     image, _, disparity = stereo_motorcycle()
     depth = np.rint(BASELINE * FOCAL / (disparity + OFFSET)).astype(np.uint16)  # infinite disparity: not measured
     edge, (height, width) = round(TRAIN_SHARE * depth.shape[1]), depth.shape

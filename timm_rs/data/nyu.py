@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from PIL import Image
 
 from timm_rs.containers.hdf5 import open_hdf5
 from timm_rs.data.annotated import Annotation, read_depth
 from timm_rs.data.datasets import VALIDATION_NAMES
 from timm_rs.data.samples import Samples
-from timm_rs.errors import UserError, blaming
+from timm_rs.errors import UserError, blaming, needing
 from timm_rs.transforms.decode import Picture
 from timm_rs.transforms.joint import check_same_size
 
@@ -62,15 +61,14 @@ def open_nyu(root: Path, split: str) -> NyuSamples:
     if path is None or not (root / SPLITS).is_file():
         raise UserError(f'{root} needs {FILES[0]} and {SPLITS}; for pairs of files give --dataset depth_folders')
     official = 'test' if split in (*VALIDATION_NAMES, 'test') else split
+    with needing(str(root / SPLITS), 'scipy'):
+        import scipy.io
     with blaming(f'{root / SPLITS} cannot be read'):
         numbers = scipy.io.loadmat(root / SPLITS)
     if (wanted := numbers.get(f'{official}Ndxs')) is None:
         raise UserError(f'{root / SPLITS} has no split {split}: its splits are train and test')
-    try:
-        with open_hdf5(path, only=('images', 'depths')) as datasets:
-            shapes = [datasets[name].shape for name in ('images', 'depths') if name in datasets]
-    except ImportError:
-        raise UserError(f'{path} needs the package h5py: pip install h5py') from None
+    with needing(str(path), 'h5py'), open_hdf5(path, only=('images', 'depths')) as datasets:
+        shapes = [datasets[name].shape for name in ('images', 'depths') if name in datasets]
     indices = [int(number) - 1 for number in wanted.ravel()]
     if len(shapes) < 2 or len(shapes[0]) != 4 or shapes[1] != (shapes[0][0], *shapes[0][2:]) or not (
             0 <= min(indices) <= max(indices) < shapes[0][0]):

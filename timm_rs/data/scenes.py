@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from timm_rs.errors import needing
+
 NAMES = ('background', 'zero', 'one', 'two')  # more kinds take longer than a demonstration may
 SIZE = 64  # pixels of a side
 COUNTS = dict(train=800, val=200)
@@ -19,9 +21,11 @@ def write_scenes(root: Path, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[
                  is_validation: npt.NDArray[np.bool_]) -> None:
     """Draw one of the digits `pixels` (N, 8, 8) in each scene, rarely two, and write images, masks, boxes and lists.
 
-    Splits share neither digits nor parts of photos. The edge of a digit is void. The same each time. Raises OSError.
+    Splits share neither digits nor parts of photos. The edge of a digit is void. The same each time. Raises OSError,
+    and UserError without scikit-learn.
     """
-    from sklearn.datasets import load_sample_images
+    with needing('builtin_data scenes', 'scikit-learn'):  # for its two photos
+        from sklearn.datasets import load_sample_images
     photos = load_sample_images().images
     palette = np.random.default_rng(0).integers(0, 256, (256, 3)).astype(np.uint8)
     palette[0] = 0

@@ -114,6 +114,9 @@ class InBfloat16(nn.Module):
         return self.model(images.to(torch.bfloat16)).float()
 
 
+ANY_BATCH = ({0: torch.export.Dim('batch')},)
+
+
 def to_program(model: nn.Module, images: torch.Tensor, dynamic_batch: bool = True) -> torch.export.ExportedProgram:
     """The graph of `model` for images (N, C, H, W), or clips, of that size: any N, or that of `images`.
 
@@ -121,7 +124,7 @@ def to_program(model: nn.Module, images: torch.Tensor, dynamic_batch: bool = Tru
     """
     if dynamic_batch and len(images) == 1:
         images = images.expand(2, *images.shape[1:])  # torch.export takes a 1 for good
-    shapes = ({0: torch.export.Dim('batch')},) if dynamic_batch else None
+    shapes = ANY_BATCH if dynamic_batch else None
     try:
         with torch.no_grad():
             return torch.export.export(model.eval(), (images,), dynamic_shapes=shapes)
@@ -149,7 +152,8 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
     try:
         with hushed('torch.onnx._internal.exporter._schemas'):  # warns of operations that are not ours
             exported: Any = torch.onnx.export(
-                program, dynamo=True, input_names=[IMAGES], output_names=[LOGITS], verbose=False)
+                program, dynamo=True, input_names=[IMAGES], output_names=[LOGITS], verbose=False,
+                dynamic_shapes=ANY_BATCH)  # for the name alone: sizes are those of the program
             return exported.model_proto
     except Exception as error:  # its own kinds are private
         reason = first_line(error)

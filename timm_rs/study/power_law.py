@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
+
+from timm_rs.errors import needing
 
 MIN_POINTS = 5  # for a curve of three parameters; one fewer for a break
 FALSE_BREAKS = 0.05  # how often a series without a break may be said to have one
@@ -109,7 +112,8 @@ Three = tuple[float, float, float]
 def _fit(x: list[float], y: list[float], sigma: list[float] | None) -> tuple[Three | None, Three, float]:
     """a, b, c of the curve through points in order of cost, or None; their standard errors; the rms."""
     import numpy as np
-    from scipy.optimize import curve_fit
+    with needing('the fit of a power law', 'scipy'):
+        from scipy.optimize import curve_fit
     costs, errors = np.asarray(x), np.asarray(y)
     floor = 0.9 * errors.min()
 
@@ -141,12 +145,11 @@ def find_break(costs: Sequence[float], errors: Sequence[float], sigmas: Sequence
         The break; None where there is none within this range, or there are fewer than 4 points.
     """
     import numpy as np
-    from scipy.stats import norm
     order = np.argsort(costs, kind='stable')
     x, y = np.log(np.asarray(costs)[order]), np.log(np.asarray(errors)[order])
     noise = (np.asarray(sigmas) / np.asarray(errors))[order]
     asked = range(MIN_POINTS - 2, len(x))
-    limit = max(2.0, norm.ppf(1 - FALSE_BREAKS / max(len(asked), 1)))
+    limit = max(2.0, NormalDist().inv_cdf(1 - FALSE_BREAKS / max(len(asked), 1)))
     for k in asked:
         if x[k - 1] == x[0]:
             continue  # no line goes through one cost

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from timm_rs.errors import needing
 from timm_rs.study.results import Point, Result, seed_variance
 
 SAME_COST = 0.02  # costs that differ by no more count as equal
@@ -155,7 +156,8 @@ def _weights(series: Sequence[Point], log_cost: dict[Point, float], places: Sequ
 
 def _quantile(of_seeds: float, freedom: int, fixed: float) -> float:
     """Student's t where 2 sigma would be, for a variance of which only the part `of_seeds` was estimated."""
-    from scipy.stats import t
     if not of_seeds:
         return 2.0
+    with needing('a verdict from few seeds', 'scipy'):
+        from scipy.stats import t
     return float(t.ppf(TWO_SIGMA, freedom * ((of_seeds + fixed) / of_seeds) ** 2))

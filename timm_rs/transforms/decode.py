@@ -18,10 +18,14 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this machine: Pillow then decodes JPEGs too, the same pixels in twice the time
+    simplejpeg = None
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # (height, width, channels)
 Box: TypeAlias = tuple[int, int, int, int]  # top, left, height, width
@@ -105,7 +109,7 @@ def open_picture(source: bytes | Image.Image, mode: str = 'RGB', limits: Limits 
     if isinstance(source, Image.Image):
         check_size(source.height, source.width, limits)
         return _PillowPicture(source, mode)
-    frame = _find_frame(source) if mode == 'RGB' else None
+    frame = _find_frame(source) if mode == 'RGB' and simplejpeg else None
     if not frame:
         return _PillowPicture(open_with_pillow(source, limits), mode)
     check_size(*frame[1:3], limits)

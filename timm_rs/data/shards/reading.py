@@ -25,7 +25,7 @@ from timm_rs.data.shards.index import (
     stat_of,
 )
 from timm_rs.data.shards.manifest import manifest_path, packed_splits, read_info, read_manifest
-from timm_rs.errors import UserError
+from timm_rs.errors import UserError, needing
 
 SHUFFLE_BUFFER = 4096  # samples
 OPEN_SHARDS = 32  # files kept open per process
@@ -174,10 +174,8 @@ def _listed_shards(root: Path, split: str) -> tuple[list[str], str]:
         pattern = split.partition('|')[0]  # after it comes a count, which timm needs and we know
         if _NOT_A_FILE.match(pattern):
             return [pattern], ''
-        try:
+        with needing(f'split {split}', 'webdataset'):
             from webdataset.shardlists import expand_urls
-        except ImportError:
-            raise UserError(f'split {split} needs the package webdataset: pip install webdataset') from None
         return list(expand_urls(pattern)), ''
     info = read_info(root)
     splits = info.get('splits', {})
