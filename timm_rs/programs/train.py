@@ -9,10 +9,13 @@ examples:
       --experiment rs350 --resume auto
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -54,15 +57,31 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f'the data are given twice: {arguments.data} and --data-dir {arguments.data_dir}')
         arguments.data_dir = arguments.data
     recipe, sources = resolve(arguments)
-    task = create_task(recipe, sources)
-    if task.knobs:
-        recipe = dataclasses.replace(recipe, task_knobs={task.name: dataclasses.asdict(task.knobs)})
+    recipe, task = create_run_task(recipe, sources)
     if arguments.show:
         print(to_yaml(recipe, sources), end='')
         return
 
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and recipe.experiment and not recipe.resume:
         recipe = dataclasses.replace(recipe, resume='auto')  # torchrun has started the processes of this run again
+    with open_device(recipe, sources) as device:
+        if arguments.eval is not None:
+            run_evaluation(Path(arguments.eval), recipe, task, device)
+        else:
+            run_training(recipe, task, device)
+
+
+def create_run_task(recipe: Recipe, sources: dict[str, str]) -> tuple[Recipe, Task]:
+    """The task, and the recipe with all its knobs. Raises UserError as `create_task` does."""
+    task = create_task(recipe, sources)
+    if task.knobs:
+        recipe = dataclasses.replace(recipe, task_knobs={task.name: dataclasses.asdict(task.knobs)})
+    return recipe, task
+
+
+@contextlib.contextmanager
+def open_device(recipe: Recipe, sources: dict[str, str]) -> Iterator[Device]:
+    """The device of a run, and its random generators seeded; `sources` says what the recipe insists on."""
     device = create_device(
         recipe.device, fall_back=sources['device'] == 'default', deterministic=recipe.deterministic,
         compile_cache=recipe.compile_cache)
@@ -76,17 +95,16 @@ def main(argv: list[str] | None = None) -> None:
     device.keep_freed_memory()
     random_seed(recipe.seed, device.rank)
     try:
-        if arguments.eval is not None:
-            run_evaluation(Path(arguments.eval), recipe, task, device)
-        else:
-            run_training(recipe, task, device)
+        yield device
         if recipe.show_xla_metrics:
             device.say(device.metrics())
     finally:
         device.close()
 
 
-def run_training(recipe: Recipe, task: Task, device: Device) -> None:
+def run_training(recipe: Recipe, task: Task, device: Device,
+                 on_epoch: Callable[[dict[str, Any]], object] = lambda row: None) -> Path:
+    """Train, and give the run's folder. `on_epoch` hears what is in summary.csv of every epoch, in each process."""
     known, source = None, ''
     # Images and clips have no classes in common.
     if (start := recipe.initial_checkpoint) and task.starts_with_classes and not recipe.inflate:
@@ -114,10 +132,12 @@ def run_training(recipe: Recipe, task: Task, device: Device) -> None:
                 row |= validate(training, eval_loader, device, run.heed)
                 run.note_bad_samples(eval_loader)
             run.finish_epoch(row, is_evaluated)
+            on_epoch(row)
+    return run.folder
 
 
-def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> None:
-    """Print the metrics of a checkpoint on the validation split; write them beside it as JSON."""
+def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> dict[str, Any]:
+    """Print and give the metrics of a checkpoint on the validation split; write them beside it as JSON."""
     if not recipe.val_split:
         raise UserError('--eval needs a validation split; val_split is empty')
     path = checkpoint_in(path)
@@ -150,3 +170,4 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> No
                 json.dump(results, file, indent=2)
         except OSError as error:
             raise UserError(f'{output} cannot be written: {error.strerror}') from error
+    return results
