@@ -4,7 +4,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ('train_recipes/**/*.yaml', 'studies/*.yaml', 'results/paper.csv', 'constraints-tpu-compile.txt')
+SHIPPED = ('train_recipes/**/*.yaml', 'train_recipes/*.json',
+           'studies/*.yaml', 'results/paper.csv', 'constraints-tpu-compile.txt')
 
 
 class BuildWithFiles(build_py):

@@ -10,6 +10,8 @@ from timm_rs.recipe.knobs import Recipe, fields_of
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks.task import Task
 
+TASKS = ('classification', 'segmentation', 'depth', 'detection', 'video')
+
 
 def create_task(recipe: Recipe, sources: dict[str, str] | None = None) -> Task:
     """The task of a recipe, of which `sources` says where its values are from.
