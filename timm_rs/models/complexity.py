@@ -2,6 +2,7 @@
 
 On the meta device, where fvcore cannot trace, torch counts: nothing is computed there, as the networks for clips need.
 """
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,7 +76,9 @@ def measure_complexity(
     Raises:
         ValueError: no img_size, and the model has no timm cfg; a size below 1; or frames for a model that takes images.
     """
-    from fvcore.nn.jit_analysis import JitModelAnalysis
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', r'`torch\.jit', FutureWarning)  # of what fvcore does as it is imported
+        from fvcore.nn.jit_analysis import JitModelAnalysis
 
     cfg_size = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size')
     if img_size is None:
