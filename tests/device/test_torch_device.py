@@ -10,6 +10,7 @@ import torch
 from timm_rs.device import create_device
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
+from timm_rs.training.resume import random_state, restore_random_state
 
 
 @pytest.mark.parametrize('name', ['gpu', 'cudaa', ''])
@@ -22,6 +23,24 @@ def test_unknown_device_is_refused(name):
 def test_missing_gpu_is_refused_by_name(name):
     with pytest.raises(UserError, match=f'device {name}'):
         Device(name)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason='for machines without')
+def test_apples_gpu_is_refused_where_there_is_none():
+    with pytest.raises(UserError, match='device mps .* use --device cpu'):
+        Device('mps')
+
+
+def test_the_random_state_of_apples_gpu_is_part_of_a_checkpoint(monkeypatch):
+    states = [torch.tensor([1, 2, 3])]
+    for module, name, value in ((torch.backends.mps, 'is_available', lambda: True),
+                                (torch.mps, 'get_rng_state', lambda: states[-1]),
+                                (torch.mps, 'set_rng_state', states.append)):
+        monkeypatch.setattr(module, name, value)
+    state = random_state()
+    states.append(torch.tensor([4]))
+    restore_random_state(state)
+    assert torch.equal(states[-1], states[0])
 
 
 def test_only_float16_scales_the_loss():

@@ -1,4 +1,4 @@
-"""CPU and CUDA, one process or many."""
+"""CPU, CUDA and, not verified, Apple's MPS; one process or many."""
 
 import argparse
 import contextlib
@@ -67,8 +67,10 @@ class Device:
     def __init__(self, name: str = 'cuda', fall_back: bool = False, deterministic: bool = False):
         """Claim the device `name` and, under torchrun, join the process group; see `create_device`."""
         kind = name.partition(':')[0]
-        if kind not in ('cpu', 'cuda', 'tpu'):
-            raise UserError(f'unknown device {name}: use cpu, cuda, cuda:N or xla (tpu with torch_tpu)')
+        if kind not in ('cpu', 'cuda', 'mps', 'tpu'):
+            raise UserError(f'unknown device {name}: use cpu, cuda, cuda:N, mps or xla (tpu with torch_tpu)')
+        if kind == 'mps' and not torch.backends.mps.is_available():
+            raise UserError('device mps was asked for but torch sees no GPU of Apple\'s; use --device cpu')
         if kind == 'tpu':
             _require_torch_tpu()
         self.fell_back = kind == 'cuda' and not torch.cuda.is_available()
@@ -98,8 +100,11 @@ class Device:
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether the host runs ahead of the device, so that it waits wherever it reads a number."""
-        return self.torch_device.type != 'cpu'
+        """Whether the host runs ahead of the device, and leaves to it what it can, so as not to wait for numbers.
+
+        MPS lacks some of the operations that this takes, so there the host waits.
+        """
+        return self.torch_device.type not in ('cpu', 'mps')
 
     @property
     def is_distributed(self) -> bool:

@@ -64,8 +64,8 @@ class Recipe:
     torchcompile_mode: str | None = knob(None, 'torch.compile mode', free=True)
 
     device: str = knob(
-        'cuda', 'cuda, cpu or xla; the default falls back to the CPU when there is no GPU', section='Device',
-        free=True, private=True)
+        'cuda', 'cuda, cpu, mps (not verified) or xla; the default falls back to the CPU when there is no GPU',
+        section='Device', free=True, private=True)
     amp: bool = knob(False, 'mixed precision by autocast')
     amp_dtype: str = knob('float16', 'low-precision type of --amp', choices=('float16', 'bfloat16'))
     no_ddp_bb: bool = knob(False, 'do not broadcast batch-norm buffers between processes at each step', free=True)

@@ -113,7 +113,7 @@ class MeanIoU:
         loss, num_samples = self.device.to_cpu(self.device.sum(self.totals)).tolist()
         check_counted(num_samples)
         assert self.matrix is not None
-        matrix = self.device.to_cpu(self.device.sum(self.matrix)).double()
+        matrix = self.device.to_cpu(self.device.sum(self.matrix)).cpu().double()
         matrix = matrix.reshape(round(len(matrix) ** 0.5), -1)
         union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
         return {self.name: 100 * (matrix.diag() / union)[union > 0].mean().item(), 'loss': loss / num_samples,

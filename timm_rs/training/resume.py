@@ -20,7 +20,7 @@ from timm_rs.training.state import Position, Training
 
 
 def random_state() -> dict[str, Any]:
-    """All random states of this process (Python, NumPy, torch CPU and CUDA), as tensors and numbers."""
+    """All random states of this process (Python, NumPy, torch CPU, CUDA and MPS), as tensors and numbers."""
     version, words, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=False)
     return dict(
@@ -28,7 +28,8 @@ def random_state() -> dict[str, Any]:
         numpy=[torch.from_numpy(numpy_state['state']['key'].astype(np.int64)), int(numpy_state['state']['pos']),
                int(numpy_state['has_gauss']), float(numpy_state['gauss'])],
         torch=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        **(dict(mps=torch.mps.get_rng_state()) if torch.backends.mps.is_available() else {}))
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
@@ -40,6 +41,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state['torch'])
     if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state['cuda'])
+    if torch.backends.mps.is_available() and 'mps' in state:
+        torch.mps.set_rng_state(state['mps'])
 
 
 def checkpoint_state(
