@@ -131,8 +131,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axis.plot([*top1], values, 'o-', color='#9a9a9a', linewidth=0.8)
         axis.plot([*top1], [statistics.mean(values) for values in top1.values()], 'D', color='#0072b2', markersize=9,
                   label='mean')
-        axis.set(title=f'{images} images of 5 classes: a line is one seed', ylim=(None, 101))
-        axis.axhline(20, color='#d55e00', linewidth=0.8, linestyle='--', label='one class for all')
+        axis.set(title=f'{images} images of 5 classes: a line is one seed')
         axis.grid(alpha=0.3)
         axis.legend(loc='lower left')
     axes[0].set_ylabel('top-1 (%)')
