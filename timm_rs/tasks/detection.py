@@ -49,6 +49,7 @@ class Detection(BackboneTask):
             choices=('faster_rcnn', 'retinanet'))
         pyramid_channels: int = knob(256, 'channels of the feature pyramid', low=1)
         head_channels: int = knob(1024, 'of faster_rcnn: channels of the layers that see what is in a box', low=1)
+        sampled_boxes: int = knob(512, 'of faster_rcnn: boxes of an image that these layers train on', low=1)
         finest: int = knob(0, 'stride of the finest level of the pyramid: 4, 8 or 16; 0: 4 of faster_rcnn, 8 of '
                               'retinanet', low=0, high=16)
         coarser_levels: bool = knob(True, 'levels beyond stride 32: 64 of faster_rcnn, 64 and 128 of retinanet')
@@ -117,7 +118,8 @@ class Detection(BackboneTask):
         knobs = self.knobs
         return create_detection_network(num_classes=num_classes or 1, network=dict(
             detector=knobs.detector, channels=knobs.pyramid_channels, head_channels=knobs.head_channels,
-            finest=knobs.finest, coarser_levels=knobs.coarser_levels, anchor_scale=knobs.anchor_scale), **arguments)
+            sampled_boxes=knobs.sampled_boxes, finest=knobs.finest, coarser_levels=knobs.coarser_levels,
+            anchor_scale=knobs.anchor_scale), **arguments)
 
     def forward(self, model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Any:
         """In training the losses by name, which the model makes itself."""
