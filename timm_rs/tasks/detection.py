@@ -22,13 +22,14 @@ from timm_rs.tasks.average_precision import Judged, check_installed, coco_precis
 from timm_rs.tasks.backbone import BackboneTask, check_num_classes
 from timm_rs.tasks.segmentation import voc_colours
 from timm_rs.tasks.task import Metric
-from timm_rs.transforms.boxes import BLANK, CROWD, Boxes, BoxTransform
+from timm_rs.transforms.boxes import BLANK, CROWD, Boxes, BoxTransform, clipped
 from timm_rs.transforms.create import create_limits
 from timm_rs.transforms.joint import JointTransform, fitted
 
 
 class Detection(BackboneTask):
-    """Targets (N, max_boxes, 6) float32, as `transforms.boxes` has them; losses by name, or boxes for each image.
+    """Targets (N, max_boxes, 6) float32, in evaluation with the images' areas, as `transforms.boxes` has them; losses
+    by name, or boxes for each image.
 
     Coordinates are those of the network's images. Overlaps are the same at images' own sizes, for all is scaled alike.
     """
@@ -139,8 +140,8 @@ class Detection(BackboneTask):
         """Boxes of at least `min_score` with names and scores, the best on top."""
         tall, wide = pixels.shape[:2]
         height, width = map(float, fitted(torch.tensor(tall), torch.tensor(wide), size))
-        boxes, scores, labels = (outputs[0][key].cpu().numpy() for key in ('boxes', 'scores', 'labels'))
-        boxes = (boxes * np.array([wide / width, tall / height] * 2)).clip(0, [wide, tall, wide, tall])
+        rows = found_within(outputs[0], width, height).numpy()
+        boxes, labels, scores = rows[:, :4] * ([wide / width, tall / height] * 2), rows[:, 4].astype(int), rows[:, 5]
         shown = [index for index in range(len(scores)) if scores[index] >= min_score]
         texts = {index: f'{names[labels[index]] if names else f"class {labels[index]}"} {100 * scores[index]:.0f} %'
                  for index in shown}
@@ -174,10 +175,19 @@ def trained_on(rows: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(boxes=kept[:, :4], labels=kept[:, 4].long())
 
 
+def found_within(found: dict[str, torch.Tensor], width: float, height: float) -> torch.Tensor:
+    """Boxes that a network found, as rows (D, 6) float64 on the host, which end with label and score.
+
+    Of each what is within an image of `width` and `height`; networks see padding beside it and below.
+    """
+    rows = torch.cat([found['boxes'], found['labels'][:, None], found['scores'][:, None]], 1)
+    return clipped(rows.double().cpu(), width, height)
+
+
 class Detections:
     """All boxes, kept on the host: precision is of a whole data set.
 
-    Every process gets the numbers, which one of them computes.
+    Boxes end where the image does. Every process gets the numbers, which one of them computes.
     """
 
     def __init__(self, device: Device):
@@ -187,8 +197,9 @@ class Detections:
         for found, rows in zip(outputs, targets.cpu(), strict=True):
             if rows[0, 4] == BLANK:
                 continue
-            self.images.append(Judged(rows[rows[:, 4] >= 0].double().numpy(), torch.cat([
-                found['boxes'], found['labels'][:, None], found['scores'][:, None]], 1).double().cpu().numpy()))
+            width, height = rows[-1, 2:4].tolist()
+            self.images.append(Judged(rows[rows[:, 4] >= 0].double().numpy(),
+                                      found_within(found, width, height).numpy()))
 
     def compute(self) -> dict[str, float]:
         images = self.device.gather(self.images)
