@@ -12,8 +12,8 @@ from forks import die_in_the_second_epoch, in_forks, in_two_processes
 from PIL import Image
 
 ARGUMENTS = [*TINY, '--task', 'detection', '--img-size', '64', '--pyramid-channels', '8', '--head-channels', '8',
-             '--sampled-boxes', '16', '--finest', '16', '--no-coarser-levels', '--scale-jitter', '0.5', '2.0', '--colour',
-             '0.2', '--batch-size', '4', '--lr', '0.01', '--model-ema', '--model-ema-decay', '0.5']
+             '--sampled-boxes', '16', '--finest', '16', '--no-coarser-levels', '--scale-jitter', '0.5', '2.0',
+             '--colour', '0.2', '--batch-size', '4', '--lr', '0.01', '--model-ema', '--model-ema-decay', '0.5']
 HARDER = ['--detector', 'retinanet', '--workers', '2', '--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2',
           '--clip-grad', '1', '--drop-path', '0.2', '--deterministic']
 

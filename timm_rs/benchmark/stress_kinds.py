@@ -121,9 +121,9 @@ PIXELS = [
     *ANY, '--model', 'resnetrs', '--img-size', '32', '--pyramid-channels', '8', '--head-convs', '1', '--scale-jitter',
     '0.5', '2', '--colour', '0.2', '--data-dir', '{}/pixels']
 BOXES = [
-    *ANY, '--model', 'resnetrs', '--img-size', '64', '--task', 'detection', '--pyramid-channels', '8', '--head-channels',
-    '8', '--sampled-boxes', '32', '--finest', '16', '--no-coarser-levels', '--anchor-scale', '2', '--scale-jitter',
-    '0.5', '2', '--colour', '0.2', '--data-dir', '{}/boxes']
+    *ANY, '--model', 'resnetrs', '--img-size', '64', '--task', 'detection', '--pyramid-channels', '8',
+    '--head-channels', '8', '--sampled-boxes', '32', '--finest', '16', '--no-coarser-levels', '--anchor-scale', '2',
+    '--scale-jitter', '0.5', '2', '--colour', '0.2', '--data-dir', '{}/boxes']
 VIDEOS = [
     *CLASSES, '--model', 'resnetrs3d', '--img-size', '24', '--task', 'video', '--num-frames', '6', '--color-jitter',
     '0', '--train-interpolation', 'bilinear', '--mean', '0', '--std', '1']
