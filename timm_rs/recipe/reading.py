@@ -333,8 +333,13 @@ def as_yaml(value: Any) -> str:
 
 
 def changed_knobs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """'lr 0.1 -> 0.2' for each value, in both recipes, that decides what a run computes and is not that of before."""
-    free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
+    """'lr 0.1 -> 0.2' for each value, in both recipes, that decides what a run computes and is not that of before.
+
+    Knobs of tasks are compared one by one, since a version before may not have had one of them.
+    """
+    free = {name for name, knob in FIELDS.items() if knob.metadata['free']} | {'task_knobs'}
+    before, now = ({**values, **{f'{task}.{name}': value for task, knobs in values.get('task_knobs', {}).items()
+                                 for name, value in knobs.items()}} for values in (before, now))
     return [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
             if name in before and name not in free and before[name] != now[name]
             and as_yaml(before[name]) != as_yaml(now[name])]  # a command line's tuple is a list in YAML
