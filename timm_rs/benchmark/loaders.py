@@ -122,9 +122,9 @@ def loader_columns(own: list[Cost], timms: list[Cost]) -> dict[str, float]:
 
 def loader_table(rows: list[dict[str, Any]], decoding: DecodingPsnr) -> str:
     """What `run_loaders` found, for people."""
-    lines = [f'{"loader":36} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}']
+    lines = [f'{"loader":40} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}']
     lines += [
-        '{loader:36} {cpu_ms_median:10.3f} ({cpu_ms_min:.3f}-{cpu_ms_max:.3f}) {images_per_s_median:9.0f} '
+        '{loader:40} {cpu_ms_median:10.3f} ({cpu_ms_min:.3f}-{cpu_ms_max:.3f}) {images_per_s_median:9.0f} '
         '{cpu_ratio_to_timm_median:13.2f} ({cpu_ratio_to_timm_min:.2f}-{cpu_ratio_to_timm_max:.2f})'.format(**row)
         for row in rows]
     scaled = (f'scaled {decoding.scaled:.1f} dB in the {100 * decoding.share_scaled:.0f} % of crops that it decodes '
