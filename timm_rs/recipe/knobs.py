@@ -195,8 +195,8 @@ class Recipe:
         'fast', 'fast: partial decoding and arrays; timm: timm\'s own loader (always, where data is streamed)',
         choices=('fast', 'timm'), block=True)
     decode: str = knob(
-        'exact', 'scaled: decode training JPEGs at 1/2, 1/4 or 1/8 where the crop stays large enough: faster, but not '
-        'the same pixels', choices=('exact', 'scaled'), block=True)
+        'exact', 'scaled: decode training JPEGs at 1/2, 1/4 or 1/8 where the crop stays large enough: faster for '
+        'photos of megapixels, but not the same pixels', choices=('exact', 'scaled'), block=True)
     max_bad_samples: int | None = knob(
         None, 'stop when more images than this cannot be read; when unset, 0.1 % of the data, at least 10', low=0,
         block=True, free=True)

@@ -40,7 +40,8 @@ class DataHint:
             return None
         self.given = True
         return (f'training waits for data {100 * share:.0f} % of the time: give more --workers if cores are idle, pack '
-                'the images once with tools/pack_dataset.py, or try --decode scaled')
+                'the images once with tools/pack_dataset.py, or, for photos of megapixels, try '
+                '--decode scaled')
 
 
 class Progress:
