@@ -204,6 +204,15 @@ def test_one_that_cannot_be_used_is_an_error_at_the_beginning_and_a_warning_late
     assert capsys.readouterr().out.count('warning: mlflow cannot be used') == 1
 
 
+def test_ids_that_cannot_be_written_are_one_line(here, fragile, monkeypatch):
+    def full(path):
+        raise OSError(28, 'No space left on device', str(path))
+    monkeypatch.setattr(tracking, 'atomic_write', full)
+    with pytest.raises(UserError, match=f'{IDS} cannot be used: No space left on device'):
+        opened(here, [], 'mlflow')
+    assert fragile.calls == 2  # made, and closed
+
+
 @pytest.mark.parametrize('fails_at', [99, 2, 4])
 def test_a_tracker_changes_nothing_of_the_training_also_when_it_fails(
         run, image_folder, tmp_path, fragile, monkeypatch, fails_at):

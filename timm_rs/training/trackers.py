@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from timm_rs.errors import UserError, first_line
+from timm_rs.errors import UserError, as_user_error, first_line
 from timm_rs.files import atomic_write, read_json
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.resume import random_state, restore_random_state
@@ -172,8 +172,9 @@ def undisturbed() -> Iterator[None]:
 def open_trackers(recipe: Recipe, folder: Path, rows: Sequence[dict[str, Any]], trackers: Trackers) -> None:
     """Add to `trackers` what `recipe` logs to, each at the curve that the run in `folder` has there, with its `rows`.
 
-    Raises UserError for a package that is not installed. One that cannot be used for another reason is a UserError
-    for a run that begins; one that goes on, and has `rows`, need not end for that, and gets a warning.
+    Raises UserError for a package that is not installed, and for a folder that cannot be written. A tracker that cannot
+    be used for another reason is a UserError, too, for a run that begins; one that goes on, and has `rows`, need not
+    end for that, and gets a warning.
     """
     ids = read_json(folder / IDS) if (folder / IDS).is_file() else {}
     try:
@@ -186,9 +187,9 @@ def open_trackers(recipe: Recipe, folder: Path, rows: Sequence[dict[str, Any]], 
         if trackers.open:
             with atomic_write(folder / IDS) as file:
                 json.dump(ids, file)
-    except BaseException:
+    except BaseException as error:
         trackers.close(failed=True)
-        raise
+        raise as_user_error(error) or error from error
     trackers.update(rows)
 
 
@@ -201,7 +202,8 @@ def _open(name: str, about: About, is_new: bool) -> Tracker | None:
                         f'({_reason(error)})') from error
     except Exception as error:
         if is_new:
-            raise UserError(f'log_to {name} cannot be used: {_reason(error)}') from error
+            raise UserError(f'log_to {name} cannot be used: {_reason(error)}; see to that, or start without it'
+                            ) from error
         tqdm.write(f'warning: {name} cannot be used: {_reason(error)}; training goes on without it')
         return None
 
