@@ -8,6 +8,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -58,7 +59,11 @@ def here(tmp_path, monkeypatch):
 
 def from_tensorboard(folder, _):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(folder / 'tensorboard')).Reload()
+    return scalars(EventAccumulator(str(folder / 'tensorboard')))
+
+
+def scalars(events):
+    events.Reload()
     return [(event.step, name, event.value) for name in events.Tags()['scalars'] for event in events.Scalars(name)]
 
 
@@ -136,6 +141,18 @@ def test_a_killed_run_goes_on_with_its_curves_and_each_point_is_there_once(here)
     trackers.close(failed=False)
     for name in THERE:
         assert_holds(here, name, ROWS)
+
+
+def test_a_tensorboard_that_watches_sees_no_point_twice(here):
+    event_accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    first = opened(here, ROWS[:3], 'tensorboard')
+    watching = event_accumulator.EventAccumulator(str(here / 'tensorboard'))
+    assert len(scalars(watching)) == 9
+    time.sleep(1.1)  # files are named by the second
+    opened(here, ROWS[:2], 'tensorboard').update(ROWS[:4])
+    first.close(failed=True)
+    assert sorted(scalars(watching)) == sorted(from_tensorboard(here, ''))
+    assert len(scalars(watching)) == 12
 
 
 def test_the_id_that_wandb_is_given_is_kept(here):

@@ -40,16 +40,14 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder, written anew at each start: nothing tells what a killed process left of them."""
+    """Event files in the run's folder. Each start writes all again: nothing tells what a killed process left of them."""
 
     id, last = '', -1
 
     def __init__(self, about: About):
         from torch.utils.tensorboard import SummaryWriter
-        folder = about.folder / 'tensorboard'
-        for old in folder.glob('events.out.tfevents.*'):
-            old.unlink()
-        self.writer = SummaryWriter(str(folder), purge_step=0)  # for a TensorBoard that has read those
+        # The purge makes TensorBoard forget, also while it watches, what it has read of the files before.
+        self.writer = SummaryWriter(str(about.folder / 'tensorboard'), purge_step=0)
 
     def log(self, epoch: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
