@@ -40,7 +40,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder. Each start writes all again: nothing tells what a killed process left of them."""
+    """Event files in the run's folder. Each start writes all again: nothing tells what a kill has left of them."""
 
     id, last = '', -1
 
