@@ -167,6 +167,12 @@ class Recipe:
     output: str = knob('', 'folder of all runs (default: ./output/train)', free=True, private=True)
     experiment: str = knob('', 'name of this run\'s folder (default: date-model-size)', free=True, private=True)
     eval_metric: str = knob('top1', 'what model_best is chosen by: top1, top5 or loss')
+    log_wandb: bool = knob(False, 'log to Weights & Biases, as log_to wandb', free=True, private=True)
+    wandb_project: str | None = knob(None, 'project in W&B and trackio, experiment in MLflow', free=True, private=True)
+    wandb_tags: list[str] = knob([], 'tags in W&B', free=True, private=True)
+    wandb_resume_id: str = knob(
+        '', 'go on with the curve of this id in W&B; when empty, with that of the run\'s folder', free=True,
+        private=True)
 
     task: str = knob(
         'classification', 'what kind of work it is: classification, or module:Class for a task of your own',
@@ -182,6 +188,9 @@ class Recipe:
     freeze: str = knob(
         '', 'what training leaves as it is: backbone, all but the classifier, or a number of parts from the input on, '
         'the stem and stages; batch norm there keeps its statistics', block=True)
+    log_to: list[str] = knob(
+        [], 'where to watch the run live, by the rows of summary.csv: tensorboard (below its folder), wandb, trackio, '
+        'mlflow', choices=('tensorboard', 'wandb', 'trackio', 'mlflow'), block=True, free=True, private=True)
     patience: int = knob(
         0, 'end the run when so many evaluations in a row are no better than the best; 0: never', low=0, block=True,
         free=True)

@@ -40,18 +40,18 @@ def check_value(name: str, value: Any, where: str, declared: type = Recipe) -> A
         value = [_scalar(name, element, item, where) for item in value]
         if field.metadata['nargs'] and len(value) != field.metadata['nargs']:
             raise RecipeError(f'{where}: {name} needs {field.metadata["nargs"]} values, got {len(value)}')
-        numbers = value
+        items = value
     else:
         value = _scalar(name, kind, value, where)
         if not is_plain(value):
             raise RecipeError(f'{where}: {name} may hold text, numbers, true, false, lists and mappings, got {value!r}')
-        numbers = [value]
+        items = [value]
     choices = field.metadata['choices']
-    if choices and value not in choices:
-        shown = ', '.join(repr(choice) for choice in choices)
-        raise RecipeError(f'{where}: {name} must be one of {shown}, got {value!r}.{nearest(str(value), choices)}')
-    for number in numbers:
-        _check_number(name, number, field.metadata, where)
+    for item in items:
+        if choices and item not in choices:
+            shown = ', '.join(repr(choice) for choice in choices)
+            raise RecipeError(f'{where}: {name} must be one of {shown}, got {item!r}.{nearest(str(item), choices)}')
+        _check_number(name, item, field.metadata, where)
     return value
 
 

@@ -280,7 +280,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 raise UserError(f'checkpoint {path} has no weights in its {name}: {key} is a {type(value).__name__}')
     if isinstance(content.get('args'), argparse.Namespace):
         content |= dict(args=vars(content['args']), is_foreign=True)
-    for name, kind in (('arch', str), ('epoch', int), ('args', dict), ('data', dict)):
+    for name, kind in (('arch', str), ('epoch', int), ('args', dict), ('data', dict), ('base_model', str)):
         if not isinstance(content.get(name), kind):  # other programs mean something else by it
             content.pop(name, None)
     classes = content.get('data', {}).get('classes') or {}

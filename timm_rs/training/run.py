@@ -16,12 +16,13 @@ from timm_rs.data.loader import Batches
 from timm_rs.data.mixture import Mixture
 from timm_rs.data.samples import Samples
 from timm_rs.device.torch_device import Device
-from timm_rs.errors import UserError, as_user_error, first_line
+from timm_rs.errors import UserError, as_user_error
 from timm_rs.files import atomic_write
 from timm_rs.models.complexity import count_parameters
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import to_yaml
 from timm_rs.training.checkpoint import BEST, Checkpoints
+from timm_rs.training.curves import Curves
 from timm_rs.training.engine import NonFiniteError
 from timm_rs.training.faults import deaf_to_worker_deaths, explain, is_worker_death
 from timm_rs.training.interruption import Interruption, Stopped
@@ -29,6 +30,7 @@ from timm_rs.training.lock import FolderLock
 from timm_rs.training.resume import checkpoint_state, resume
 from timm_rs.training.runlog import Progress, Summary, open_folder, since_best
 from timm_rs.training.state import Position, Training
+from timm_rs.training.trackers import Trackers, open_trackers
 
 
 def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any, validation_set: Any) -> 'Run':
@@ -78,9 +80,11 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
         device.say(
             f'the warm-up of {recipe.warmup_epochs} epochs does not end within the {training.num_epochs} of this run: '
             f'the learning rate stays below {training.optimizer.defaults["lr"]:.4g} unless you lower --warmup-epochs')
+    trackers = Trackers()
+    device.on_primary(partial(open_trackers, recipe, folder, summary.rows, trackers))
     return Run(lock, training, device, position, checkpoints, summary, bad_samples, metric,
                Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval, recipe.stop_timeout),
-               recipe.patience)
+               recipe.patience, trackers)
 
 
 def _write_start(folder: Path, arguments: str, classes: dict[Any, int], summary: Summary) -> None:
@@ -96,22 +100,24 @@ def _write_start(folder: Path, arguments: str, classes: dict[Any, int], summary:
 class Run:
     """Around the loop, as a context manager: signals are heard inside, and what goes wrong becomes a sentence.
 
-    Without a fault it ends with the curves drawn and the best epoch named. `progress` and `position` are for the loop.
+    It ends with the curves drawn, and without a fault with the best epoch named. `progress` and `position` are for the
+    loop.
     """
 
     def __init__(self, lock: FolderLock, training: Training, device: Device, position: Position,
                  checkpoints: Checkpoints, summary: Summary, bad_samples: BadSamples, metric: str,
-                 interruption: Interruption, patience: int = 0):
-        """`lock` ends with the run; `metric` is the column of the summary that the best checkpoint is chosen by.
+                 interruption: Interruption, patience: int, trackers: Trackers):
+        """`lock` and `trackers` end with the run; `metric` is the column that the best checkpoint is chosen by.
 
         After `patience` evaluations in a row that are no better than the best the run ends; 0: never.
         """
-        self.lock, self.patience = lock, patience
+        self.lock, self.patience, self.trackers = lock, patience, trackers
         self.training, self.device, self.position, self.checkpoints = training, device, position, checkpoints
         self.summary, self.bad_samples, self.metric, self.interruption = summary, bad_samples, metric, interruption
         self.progress = Progress(
             training.updates_per_epoch, position.update, training.num_epochs, enabled=device.is_primary)
         self.folder = checkpoints.folder
+        self.curves = Curves(self.folder / 'curves.png', training.task.metrics, metric)
         self.go_on = f'continue with --experiment {self.folder.name} --resume auto'
         self.unsaved = ''  # why the last attempt to save came to nothing
         self._say_what_a_stop_loses()
@@ -182,6 +188,12 @@ class Run:
     def _save_epoch(self, state: dict[str, Any], epoch: int, metric: float) -> None:
         self.checkpoints.save(state, epoch, metric)
         self.summary.write()
+        self.trackers.update(self.summary.rows)
+        self._draw()
+
+    def _draw(self, at_once: bool = False) -> None:
+        epoch, metric = self.checkpoints.best or (None, math.nan)
+        self.curves.update(self.summary.rows, None if math.isnan(metric) else epoch, at_once)
 
     def _save(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Save in the primary process; what prevents it is no reason to stop, the next attempt may succeed."""
@@ -232,17 +244,15 @@ class Run:
                 raise explained from None
         finally:
             self.progress.close()
+            if self.device.is_primary:
+                self._draw(at_once=True)
+                self.trackers.close(failed=error is not None)
         if error is None and self.device.is_primary:
             self._finish()
 
     def _finish(self) -> None:
         if self.unsaved:
             raise UserError(self.unsaved)
-        picture = self.folder / 'curves.png'
-        try:
-            self.summary.draw(picture, self.training.task.metrics)
-        except Exception as error:  # fonts, caches and disks: whatever it is, the run is complete without
-            print(f'warning: {picture} could not be drawn: {first_line(error)}')
         if self.checkpoints.best:
             epoch, metric = self.checkpoints.best
             if math.isnan(metric):
