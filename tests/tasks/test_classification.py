@@ -49,7 +49,7 @@ def test_metrics_count_every_label_once_and_blanks_never():
     torch.manual_seed(0)
     logits, labels = torch.randn(50, 12), torch.randint(12, (50,))
     labels[::7] = Classification.blank
-    evaluator = TopK(Device('cpu'))
+    evaluator = TopK(Device('cpu'), ['top1', 'top5', 'loss'])
     for part, targets in zip(logits.split(8), labels.split(8), strict=True):
         evaluator.update(part, targets)
     kept = labels >= 0
@@ -58,4 +58,13 @@ def test_metrics_count_every_label_once_and_blanks_never():
         loss=F.cross_entropy(logits[kept], labels[kept]).item(), top1=100 * (ranks < 1).float().mean().item(),
         top5=100 * (ranks < 5).float().mean().item(), num_samples=int(kept.sum())))
     with pytest.raises(UserError, match='no samples'):
-        TopK(Device('cpu')).compute()
+        TopK(Device('cpu'), []).compute()
+
+
+def test_top5_is_left_out_where_it_is_always_100():
+    assert [[metric.name for metric in Classification(Recipe(num_classes=number)).metrics]
+            for number in (None, 1, 5, 6)] == [['top1', 'top5', 'loss'], ['top1', 'loss'], ['top1', 'loss'],
+                                               ['top1', 'top5', 'loss']]
+    evaluator = Classification(Recipe(num_classes=5)).evaluator(Device('cpu'))
+    evaluator.update(torch.eye(5), torch.arange(5))
+    assert evaluator.compute().keys() == {'loss', 'top1', 'num_samples'}

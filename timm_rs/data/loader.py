@@ -118,6 +118,7 @@ class Loader:
                  dense: Callable[[torch.Tensor], torch.Tensor] | None = None):
         """`dense` makes, on the device, what the model learns of targets that are shorter on the way."""
         self.batches, self.device, self.erase, self.mix, self.dense = batches, device, erase, mix, dense
+        self.dataset = dataset
         self.problems: list[Problem] = []
         self.loader = DataLoader(
             dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,  # type: ignore[arg-type]

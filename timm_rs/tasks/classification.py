@@ -1,6 +1,6 @@
 """One class per image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ class Classification(Task):
     """Class indices (N,), or soft targets (N, classes) where images are mixed; logits (N, classes)."""
 
     name = 'classification'
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         Metric('top1', 'top-1', True, '%', 'accuracy (%)', ('accuracy', 'Top 1 Accuracy')),
         Metric('top5', 'top-5', True, '%', 'accuracy (%)', ('accuracy', 'Top 5 Accuracy')),
         Metric('loss', 'loss', False))
     blank = -1
     hub = ('image-classification', 'Image Classification')
+    is_of_classes = True
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
@@ -38,17 +39,29 @@ class Classification(Task):
             self.criterion = create_classification_loss(
                 'bce' if recipe.bce_loss else 'ce', smoothing=recipe.smoothing,
                 soft_targets=recipe.mixes_images or bool(recipe.pseudo_dir), **of_bce if recipe.bce_loss else {})
+        self._leave_out_top5(recipe.num_classes)
 
     def create_datasets(
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
     ) -> tuple[Any | None, Any | None, int | None]:
-        """With the pseudo labels of the recipe among the training data."""
+        """With the pseudo labels of the recipe among the training data.
+
+        Raises UserError where the best checkpoint would be chosen by a top-5 that is always 100 %.
+        """
         train, validation, num_classes = super().create_datasets(recipe, need_training, known, source)
+        self._leave_out_top5(recipe.num_classes or num_classes)
+        if need_training and self.best_by not in self.metrics:
+            raise UserError(f'eval_metric {self.best_by.name} is always 100 % with at most five classes: take top1 or '
+                            'loss')
         if train is not None and recipe.pseudo_dir and need_training:
             train = open_mixture(
                 as_samples(train), class_to_index(train), recipe.num_classes or num_classes or 0,
                 Path(recipe.pseudo_dir), recipe.pseudo_pool, recipe.pseudo_ratio)
         return train, validation, num_classes
+
+    def _leave_out_top5(self, num_classes: int | None) -> None:
+        if num_classes and num_classes <= 5:
+            self.metrics = tuple(metric for metric in self.metrics if metric.name != 'top5')
 
     def classes(self, dataset: Any) -> dict[Any, int]:
         return class_to_index(dataset)
@@ -73,13 +86,20 @@ class Classification(Task):
         return self.criterion(outputs.float(), targets)  # type: ignore[no-any-return]
 
     def evaluator(self, device: Device) -> 'TopK':
-        return TopK(device)
+        return TopK(device, [metric.name for metric in self.metrics])
 
     def results(self, computed: dict[str, float]) -> dict[str, float]:
         """With the errors beside the accuracies, as timm's validate.py has them."""
         return {name: value for metric in self.metrics for name, value in (
             (metric.name, computed[metric.name]), (f'{metric.name}_err', 100 - computed[metric.name]))
             if name != 'loss_err'}
+
+    def caption(self, target: Any, names: Sequence[str]) -> str:
+        """A class; of what is a `SparseTargets` the likeliest, and its probability."""
+        if not isinstance(target, torch.Tensor):
+            return names[target]
+        share, place = target[1].max(0)
+        return f'{names[int(target[0, place])]} {100 * share:.0f} %'
 
     def usage(self, num_outputs: int) -> list[str]:
         return ['    probabilities = model(x).softmax(dim=1)',
@@ -100,10 +120,13 @@ class LabelCheck:
 
 
 class TopK:
-    """Mean cross-entropy `loss` and accuracies `top1` and `top5` (%) over the samples with a label from 0 on."""
+    """Mean cross-entropy `loss` and accuracies `top1` and `top5` (%) over the samples with a label from 0 on.
 
-    def __init__(self, device: Device):
-        self.device = device
+    Of these, those that are named.
+    """
+
+    def __init__(self, device: Device, names: Sequence[str]):
+        self.device, self.names = device, names
         self.totals = device.put(torch.zeros(4))  # loss, top-1, top-5, samples
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -117,5 +140,6 @@ class TopK:
         loss, top1, top5, num_samples = self.device.to_cpu(self.device.sum(self.totals)).tolist()
         if not num_samples:
             raise UserError('the validation set gave no samples')
-        return dict(loss=loss / num_samples, top1=100 * top1 / num_samples, top5=100 * top5 / num_samples,
-                    num_samples=int(num_samples))
+        computed = dict(loss=loss / num_samples, top1=100 * top1 / num_samples, top5=100 * top5 / num_samples)
+        return {name: value for name, value in computed.items() if name in self.names} | dict(
+            num_samples=int(num_samples))

@@ -1,6 +1,6 @@
 """What the loop, the loader, the log, the checkpoints and the model card ask of a task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import timm
@@ -61,6 +61,7 @@ class Task:
         parts: what outputs are of, such as 'each pixel'; empty where they are of whole images.
         is_of_videos: whether samples are videos, and the network sees clips of them.
         starts_with_classes: whether the classes of `initial_checkpoint` are those of the data.
+        is_of_classes: whether each sample is of one class: outputs are logits (N, classes), targets indices (N,).
         knobs: an instance of `Knobs`.
         best_by: the metric that `model_best` is chosen by.
     """
@@ -74,6 +75,7 @@ class Task:
     parts: ClassVar[str] = ''
     is_of_videos: ClassVar[bool] = False
     starts_with_classes: ClassVar[bool] = True
+    is_of_classes: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe):
         """Raises UserError for a recipe that asks for what this task does not have."""
@@ -171,6 +173,10 @@ class Task:
     def results(self, computed: dict[str, float]) -> dict[str, float]:
         """What an evaluator computed, as it stands in the evaluation's JSON."""
         return {metric.name: computed[metric.name] for metric in self.metrics}
+
+    def caption(self, target: Any, names: Sequence[str]) -> str:
+        """What the target of one image says, below it; `names` are those of the model's outputs. Empty for nothing."""
+        return ''
 
     def loading(self, data_config: dict[str, Any]) -> tuple[str, list[str]]:
         """For a model card, an import, and lines of Python that make a batch `x` for `model`."""
