@@ -207,6 +207,9 @@ def create_train_loader(
         raise UserError('aug_repeats works with several processes only; start with torchrun or drop it')
     encode, workers = task.encoder(num_outputs), num_workers(recipe.workers)
     if _takes_timm_loader(dataset, recipe.loader, device):
+        if recipe.balanced_sampling:
+            raise UserError('balanced_sampling needs the loader "fast": leave out --loader timm, and pack streamed '
+                            'data as shards (tools/pack_dataset.py)')
         return create_timm_train_loader(dataset, recipe, data_config, mixing, encode, workers, device)
     erase: RandomErasing | MaskedErasing | None = None
     if recipe.reprob:
@@ -223,12 +226,13 @@ def create_train_loader(
             raise UserError('aug_repeats does not go with pseudo labels: a batch has each image once')
         _check_divides(1 + dataset.ratio, batch_size=recipe.batch_size, bn_group_size=recipe.bn_group_size or 0)
         encode = SparseTargets(
-            encode, num_outputs, dataset.top_k, recipe.smoothing, recipe.pseudo_temperature, recipe.pseudo_hard)
+            encode, num_outputs, dataset.top_k, recipe.target_smoothing, recipe.pseudo_temperature, recipe.pseudo_hard)
         dense = partial(dense_targets, num_classes=num_outputs)
         batches: TrainBatches = MixedBatches(dataset, batch_size, recipe.seed, device.rank, device.world_size)
     else:
         batches = TrainBatches(
-            dataset, batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats)
+            dataset, batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats,
+            np.asarray(dataset.targets()) if recipe.balanced_sampling else None)
     loader = Loader(
         _create_samples(dataset, recipe, data_config, task, encode, is_training=True),
         batches, data_config, workers, device, erase, mix, dense)

@@ -88,6 +88,10 @@ class Task:
                 raise RecipeError(f'{where}: unknown key {unknown}.{nearest(str(unknown), declared)}')
             self.knobs = self.Knobs(**{
                 name: check_value(name, value, where, self.Knobs) for name, value in given.items()})
+        if not self.is_of_classes and (wrong := [
+                name for name in ('class_weights', 'balanced_sampling') if getattr(recipe, name)]):
+            raise UserError(f'{wrong[0]} is for samples of one class each, which task {self.name} does not have: leave '
+                            'it out')
         if other := next((name for name in recipe.task_knobs if name != self.name or not self.Knobs), None):
             raise RecipeError(f'{BLOCK}: {other} has knobs of another task: this one is {self.name}')
         # timm's default, top1, stands for the first metric of a task that has none of this name.
@@ -104,6 +108,10 @@ class Task:
     def open_split(self, recipe: Recipe, split: str, is_training: bool) -> AnyDataset:
         """One split of the data. Raises UserError where it cannot be used."""
         return open_split(recipe, split, is_training)
+
+    def describe(self, dataset: Any, num_outputs: int) -> list[str]:
+        """What there is to say of training data, in lines, before training."""
+        return []
 
     def classes(self, dataset: Any) -> dict[Any, int]:
         """Names of the model's outputs, by the data: name -> index. Empty where outputs have no names."""

@@ -68,6 +68,8 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
         [*getattr(train_set, 'left_out', ()), *getattr(validation_set, 'left_out', ())])
     device.on_primary(partial(_write_start, folder, to_yaml(recipe), classes, summary))
     num_outputs = training.model.num_classes
+    for line in training.task.describe(train_set, num_outputs) if device.is_primary else ():
+        print(line, flush=True)
     if device.is_primary and not position.update:
         _draw(folder / SAMPLES, draw_samples, training.train_loader, training.task, classes, num_outputs)
     device.say(
