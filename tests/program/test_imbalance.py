@@ -96,7 +96,7 @@ def test_a_class_without_images_is_warned_of_and_the_others_are_learned(run, rar
 
 @pytest.mark.parametrize(('extra', 'parts'), [
     (['--class-weights', 'auto', '--bce-loss'], ['class_weights', 'leave out bce_loss']),
-    (['--class-weights', 'auto', '--balanced-sampling'], ['balanced_sampling and class_weights auto both']),
+    (['--class-weights', 'auto', '--balanced-sampling'], ['balanced_sampling does not go with class_weights auto']),
     (['--class-weights', 'nowhere.csv'], ['class_weights nowhere.csv cannot be read: No such file or directory']),
     (['--balanced-sampling', '--aug-repeats', 3], ['balanced_sampling does not go with aug_repeats']),
     (['--balanced-sampling', '--pseudo-dir', 'P'], ['balanced_sampling does not go with pseudo_dir', '--per-class']),

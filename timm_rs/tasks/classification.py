@@ -39,7 +39,15 @@ class Classification(Task):
         super().__init__(recipe)
         if recipe.bce_loss and recipe.pseudo_dir:
             raise UserError('bce_loss does not go with pseudo_dir: pseudo labels are probabilities of one class each')
-        self._check_balance(recipe)
+        if recipe.class_weights and recipe.bce_loss:
+            raise UserError('class_weights are of the soft-max cross-entropy: leave out bce_loss, or weigh by '
+                            'bce_pos_weight')
+        for name, is_given, why in (
+                ('class_weights auto', recipe.class_weights == AUTO, 'it makes up for the same imbalance'),
+                ('pseudo_dir', recipe.pseudo_dir, 'tools/pseudo_label.py select --per-class N balances those'),
+                ('aug_repeats', recipe.aug_repeats, 'which has each image of a batch several times')):
+            if recipe.balanced_sampling and is_given:
+                raise UserError(f'balanced_sampling does not go with {name}, leave one of them out: {why}')
         of_bce = dict(bce_target_thresh=recipe.bce_target_thresh, bce_sum=recipe.bce_sum,
                       pos_weight=recipe.bce_pos_weight)
         with blaming('the loss (smoothing, bce_…) cannot be built'):
@@ -47,21 +55,6 @@ class Classification(Task):
                 'bce' if recipe.bce_loss else 'ce', smoothing=recipe.smoothing,
                 soft_targets=recipe.mixes_images or bool(recipe.pseudo_dir), **of_bce if recipe.bce_loss else {})
         self._leave_out_top5(recipe.num_classes)
-
-    def _check_balance(self, recipe: Recipe) -> None:
-        """Raise UserError for what does not go with class weights or balanced sampling."""
-        if recipe.class_weights and recipe.bce_loss:
-            raise UserError('class_weights are of the soft-max cross-entropy: leave out bce_loss, or weigh by '
-                            'bce_pos_weight')
-        if not recipe.balanced_sampling:
-            return
-        if recipe.class_weights == AUTO:
-            raise UserError('balanced_sampling and class_weights auto both make up for the same imbalance: leave one '
-                            'of them out')
-        for name, why in (('pseudo_dir', 'tools/pseudo_label.py select --per-class N balances those'),
-                          ('aug_repeats', 'which has each image of a batch several times')):
-            if getattr(recipe, name):
-                raise UserError(f'balanced_sampling does not go with {name}: {why}')
 
     def create_datasets(
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
