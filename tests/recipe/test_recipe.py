@@ -278,6 +278,7 @@ def test_no_knob_that_holds_a_path_is_ever_published():
     assert texts >= NAMES
     for name in texts:
         assert FIELDS[name].metadata['private'] == (name not in NAMES), name
+    assert Recipe(class_weights='auto').public().class_weights == 'auto'  # which is no path
     published = dataclasses.replace(Recipe(), **{name: '/home/ada/x' for name in texts - NAMES}).public()
     assert '/home/ada' not in to_yaml(published)
 

@@ -194,6 +194,11 @@ class Recipe:
     patience: int = knob(
         0, 'end the run when so many evaluations in a row are no better than the best; 0: never', low=0, block=True,
         free=True)
+    class_weights: str = knob(
+        '', 'what images of each class count in the loss: auto, inverse to how many there are, or a CSV with the '
+        'columns class and weight', block=True, private=True)
+    balanced_sampling: bool = knob(
+        False, 'show each class equally often in an epoch, which stays as long', block=True)
     inflate: str = knob(
         '', 'make initial_checkpoint, of a plain ResNet for images, fit a network for clips: its kernels in the centre '
         'frame, or their mean in all', choices=('', 'centre', 'mean'), block=True, free=True)
@@ -269,6 +274,11 @@ class Recipe:
         """Whether mixup or cutmix is on: targets are then soft, and already smoothed."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
+    @property
+    def target_smoothing(self) -> float:
+        """Label smoothing of soft targets: none with class weights, where the loss smooths what it has weighted."""
+        return 0.0 if self.class_weights else self.smoothing
+
     def learning_rate(self, num_devices: int) -> float:
         """`lr`, or `lr_base` scaled from `lr_base_size` to the global batch (linearly; by the root for ada*, lamb)."""
         if self.lr is not None:
@@ -290,6 +300,8 @@ class Recipe:
     def public(self) -> 'Recipe':
         """Without what belongs to the machine that it ran on."""
         private = {name: getattr(Recipe(), name) for name, knob in FIELDS.items() if knob.metadata['private']}
+        if self.class_weights == 'auto':  # and no file
+            del private['class_weights']
         return dataclasses.replace(self, **private)
 
     @property

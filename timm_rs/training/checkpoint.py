@@ -41,6 +41,10 @@ class Checkpoints:
     def best(self) -> tuple[int, float] | None:
         return self.history[0] if self.history else None
 
+    def is_better(self, epoch: int, metric: float) -> bool:
+        """Whether `metric` in `epoch` would be the best so far."""
+        return self.best is None or self._rank((epoch, metric)) < self._rank(self.best)
+
     def newest_first(self) -> list[Path]:
         """All checkpoints of the run that it can go on from, whole or not: the one that got furthest comes first."""
         return self._sorted(LAST, f'checkpoint-*{SUFFIX}', f'recovery-*{SUFFIX}')

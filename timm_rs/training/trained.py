@@ -23,9 +23,9 @@ MEASURED = ('summary.csv', 'eval.json')
 MADE_BY_TIMM = {'model', 'num_classes', 'img_size', 'crop_pct', 'gp'}  # names that its arguments always have
 # Knobs of free text that are taken from a recipe that comes with weights. None of them is opened or fetched here, and
 # what is looked up by their name is timm's or ours; `data_dir` is what the data is called.
-TEXTS = {'aa', 'data_dir', 'dataset', 'device_modules', 'eval_metric', 'freeze', 'input_img_mode', 'input_key',
-         'interpolation', 'model', 'model_kwargs', 'opt', 'opt_kwargs', 'target_key', 'task', 'torchcompile',
-         'torchcompile_mode', 'train_interpolation', 'train_split', 'val_split'}
+TEXTS = {'aa', 'class_weights', 'data_dir', 'dataset', 'device_modules', 'eval_metric', 'freeze', 'input_img_mode',
+         'input_key', 'interpolation', 'model', 'model_kwargs', 'opt', 'opt_kwargs', 'target_key', 'task',
+         'torchcompile', 'torchcompile_mode', 'train_interpolation', 'train_split', 'val_split'}
 # Arguments of timm.create_model that are no model's: files and places to fetch from.
 NOT_OF_MODELS = {'checkpoint_path', 'cache_dir', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay'}
 
