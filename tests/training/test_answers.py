@@ -111,4 +111,4 @@ def test_classes_have_counts_accuracies_and_what_they_are_taken_for():
 def test_a_folder_that_takes_nothing_is_one_line(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'predictions\.csv could not be written: Not a directory'):
-        answers_of(FILES, ['cat']).write(tmp_path / 'file', Said(np.zeros(7, int), np.zeros(7, int), np.ones(7)))
+        answers_of(FILES, ['cat']).write(tmp_path / 'file/a', Said(np.zeros(7, int), np.zeros(7, int), np.ones(7)))

@@ -185,7 +185,6 @@ def _write_evaluation(output: Path, results: dict[str, Any], answers: Answers | 
         with atomic_write(f'{output}.json') as file:
             json.dump(results, file, indent=2)
         if answers is not None and said is not None:
-            make_folder(output)
             answers.write(output, said)
             answers.draw(output, said)
     except OSError as error:

@@ -78,6 +78,7 @@ class Answers:
             ('', '', '') if truth == NOBODY else (self.names[truth], self.names[guess], f'{probability:.6f}'))),
             strict=True)) for index, (truth, guess, probability) in enumerate(zip(*said, strict=True))]
         try:
+            folder.mkdir(parents=True, exist_ok=True)  # it may have been removed, and comes back
             write_csv(folder / PREDICTIONS, rows, COLUMNS)
             write_csv(folder / CLASSES, class_rows(said.confusion(), self.names))
         except OSError as error:
