@@ -175,7 +175,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV in UTF-8. Raises OSError, UnicodeDecodeError or csv.Error, also for rows beyond its columns."""
-    with open(path, newline='', encoding='utf-8') as file:
+    with open(path, newline='', encoding='utf-8-sig') as file:  # spreadsheets begin a file with that mark
         rows = list(csv.DictReader(file, restval=''))
     if any(None in row for row in rows):
         raise csv.Error('a row has more fields than the first')

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from timm_rs.data.mixture import Mixture
-from timm_rs.data.sampler import MixedBatches, PoolOrder
+from timm_rs.data.sampler import MixedBatches, PoolOrder, TrainBatches
 from timm_rs.data.samples import Samples
 
 
@@ -94,3 +94,19 @@ def test_ten_million_images_are_drawn_from_at_once():
 def test_a_bad_image_is_replaced_by_one_of_its_kind():
     samples = mixture(5, 3, 1)
     assert [samples.following(index) for index in range(8)] == [1, 2, 3, 4, 0, 6, 7, 5]
+
+
+@pytest.mark.parametrize(('world_size', 'start'), [(1, 0), (2, 0), (4, 24), (8, 8)])
+def test_any_number_of_processes_sees_the_same_balanced_epoch_from_any_image_on(world_size, start):
+    labels = np.repeat([0, 1, 2], [60, 30, 6])
+
+    def tickets(rank, of, batch_size, begin):
+        batches = TrainBatches(Numbers(96), batch_size, 5, rank, of, labels=labels)
+        batches.set_epoch(3, begin)
+        return [batch for batch in batches]
+    whole = [ticket for batch in tickets(0, 1, 8, 0) for ticket in batch]
+    assert set(Counter(labels[ticket.sample] for ticket in whole).values()) == {32}
+    shares = [tickets(rank, world_size, 8 // world_size, start) for rank in range(world_size)]
+    together = [ticket for batches in zip(*shares, strict=True) for group in zip(*batches, strict=True)
+                for ticket in group]
+    assert together == whole[start:] and len({ticket.seed for ticket in whole}) == 96

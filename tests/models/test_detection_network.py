@@ -40,6 +40,14 @@ def test_losses_are_finite_and_reach_every_weight(detector, counts):
         assert weight.grad is not None and weight.grad.isfinite().all(), name
 
 
+def test_layers_that_see_into_boxes_train_on_no_more_of_an_image_than_they_are_told():
+    seen = []
+    model = created(sampled_boxes=5).train()
+    model.get_classifier().register_forward_hook(lambda layer, inputs, outputs: seen.append(len(outputs)))
+    model(images(), targets_of(3, 1))
+    assert seen == [2 * 5]
+
+
 @pytest.mark.parametrize('detector', DETECTORS)
 def test_what_is_found_has_labels_from_0_and_lies_within_the_image(detector):
     model = created(detector).eval()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from timm_rs.models.dense_network import create_dense_network
+from timm_rs.models.detection_network import create_detection_network
 from timm_rs.models.freezing import freeze
 
 TINY = dict(resnetrs=dict(layers=(1, 1, 1, 1), width=0.125), test_efficientnet={}, test_vit={}, test_convnext={})
@@ -33,10 +34,15 @@ def test_parts_count_from_the_input(name, number, beginnings):
     assert trained(model) == {name for name, _ in model.named_parameters() if not name.startswith(beginnings)}
 
 
-def test_the_backbone_of_a_network_with_another_head_is_what_it_calls_so():
-    model = create_dense_network('resnetrs', 5, channels=8, head_convs=1, decoder='pyramid', **TINY['resnetrs'])
-    freeze(model, 'backbone')
-    assert trained(model) == {name for name, _ in model.named_parameters() if not name.startswith('backbone.')}
+@pytest.mark.parametrize(('create', 'options', 'beginning'), [
+    (create_dense_network, dict(channels=8, head_convs=1, decoder='pyramid'), 'backbone.'),
+    *[(create_detection_network, dict(network=dict(detector=name, channels=8, head_channels=8)),
+       'detector.backbone.body.') for name in ('faster_rcnn', 'retinanet')]])
+def test_the_backbone_of_a_network_with_another_head_is_what_it_calls_so(create, options, beginning):
+    model = create('resnetrs', num_classes=5, **options, **TINY['resnetrs'])
+    modules = freeze(model, 'backbone')
+    assert trained(model) == {name for name, _ in model.named_parameters() if not name.startswith(beginning)}
+    assert model.backbone in modules
 
 
 def test_statistics_of_frozen_batch_norm_stay_and_dropping_ends_there():

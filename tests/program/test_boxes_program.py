@@ -12,8 +12,8 @@ from forks import die_in_the_second_epoch, in_forks, in_two_processes
 from PIL import Image
 
 ARGUMENTS = [*TINY, '--task', 'detection', '--img-size', '64', '--pyramid-channels', '8', '--head-channels', '8',
-             '--finest', '16', '--no-coarser-levels', '--scale-jitter', '0.5', '2.0', '--colour', '0.2', '--batch-size',
-             '4', '--lr', '0.01', '--recovery-interval', '1', '--model-ema', '--model-ema-decay', '0.5']
+             '--sampled-boxes', '16', '--finest', '16', '--no-coarser-levels', '--scale-jitter', '0.5', '2.0',
+             '--colour', '0.2', '--batch-size', '4', '--lr', '0.01', '--model-ema', '--model-ema-decay', '0.5']
 HARDER = ['--detector', 'retinanet', '--workers', '2', '--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2',
           '--clip-grad', '1', '--drop-path', '0.2', '--deterministic']
 
@@ -29,10 +29,10 @@ def test_it_trains_is_killed_resumes_to_the_bit_and_evaluates(run, data, more, t
     folder, arguments = tmp_path / 'runs', [*ARGUMENTS, *data, *more]
     whole = run(*arguments, '--experiment', 'whole')
     assert whole.code == 0, whole.err
-    cut = [*arguments, '--output', folder, '--experiment', 'cut']
+    cut = [*arguments, '--output', folder, '--experiment', 'cut', '--recovery-interval', '1']
     assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
     torch.manual_seed(1)
-    resumed = run(*arguments, '--experiment', 'cut', '--resume', 'auto')
+    resumed = run(*cut, '--resume', 'auto')
     assert resumed.code == 0 and 'recovery-1-' in resumed.out, resumed.err
     states = [torch.load(folder / name / 'last.pth.tar', weights_only=True) for name in ('whole', 'cut')]
     for state in states:

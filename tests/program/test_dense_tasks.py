@@ -16,7 +16,7 @@ from PIL import Image
 from timm_rs.programs import train
 
 ARGUMENTS = [*TINY, '--pyramid-channels', '8', '--head-convs', '1', '--scale-jitter', '0.5', '2.0', '--colour', '0.2',
-             '--batch-size', '4', '--lr', '0.05', '--recovery-interval', '1', '--model-ema', '--model-ema-decay', '0.5']
+             '--batch-size', '4', '--lr', '0.05', '--model-ema', '--model-ema-decay', '0.5']
 HARDER = ['--decoder', 'fused', '--workers', '2', '--amp', '--amp-dtype', 'bfloat16', '--grad-accum-steps', '2',
           '--eval-at', 'network', '--bn-group-size', '2', '--clip-grad', '1', '--drop-path', '0.2']
 WRITERS = dict(segmentation=('voc', write_voc), depth=('depth_folders', write_depth))
@@ -50,7 +50,7 @@ def test_it_is_killed_resumes_to_the_bit_and_evaluates(run, data, whole, more, t
     if more:
         assert run(*arguments, '--experiment', 'whole').code == 0
         whole = tmp_path / 'whole'
-    cut = [*arguments, '--experiment', 'cut']
+    cut = [*arguments, '--experiment', 'cut', '--recovery-interval', '1']
     assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
     torch.manual_seed(1)
     resumed = run(*cut, '--resume', 'auto')

@@ -82,7 +82,8 @@ def test_every_knob_at_and_beyond_its_bounds(tmp_path, capsys, monkeypatch, requ
     request.addfinalizer(lambda: (set_fast_norm(False), torch.use_deterministic_algorithms(False)))
     for split, count in (('train', 3), ('validation', 1)):
         write_images(tmp_path / 'images' / split, dict.fromkeys(('cat', 'dog', 'eel'), count))
-    monkeypatch.setattr('timm_rs.training.runlog.Summary.draw', lambda *_: None)
+    monkeypatch.setattr('timm_rs.training.curves.draw', lambda *_: None)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
     monkeypatch.setattr('os.fsync', lambda _: None)
     epochs = Run.epochs
     monkeypatch.setattr(Run, 'epochs', lambda self: itertools.islice(epochs(self), 1))

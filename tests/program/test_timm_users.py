@@ -152,10 +152,10 @@ def test_their_args_yaml_is_a_recipe(run, tmp_path, image_folder):
 
 
 def test_all_that_a_file_has_too_much_is_named_at_once(tmp_path):
-    path = theirs_as_yaml(tmp_path, log_wandb=True, drop_connect=0.2, epoch=3, warmup_epoch=1)
+    path = theirs_as_yaml(tmp_path, jsd_loss=True, drop_connect=0.2, epoch=3, warmup_epoch=1)
     with pytest.raises(RecipeError) as error:
         read_file(path)
     for part in ('unknown key epoch. Did you mean epochs?', 'unknown key warmup_epoch. Did you mean warmup_epochs?',
-                 'does not have drop_connect (write drop_path), log_wandb of timm'):
+                 'does not have drop_connect (write drop_path), jsd_loss of timm'):
         assert part in str(error.value)
     assert 'tta' not in str(error.value)

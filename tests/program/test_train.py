@@ -50,12 +50,13 @@ def test_training_leaves_a_run_in_timms_layout(run, image_folder, tmp_path):
     folder = tmp_path / 'runs/a'
     rows = read_summary(folder)
     assert [row['epoch'] for row in rows] == ['0', '1', '2']
-    assert list(rows[0])[:5] == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5']
-    assert 'eval_raw_top1' in rows[0] and list(rows[0])[-1] == 'lr'
+    assert list(rows[0])[:5] == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_raw_loss']
+    assert list(rows[0])[-1] == 'lr'
     best = max(rows, key=lambda row: (float(row['eval_top1']), -int(row['epoch'])))
     checkpoints = ['last.pth.tar', 'model_best.pth.tar', f'checkpoint-{best["epoch"]}.pth.tar']
-    files = {path.name for path in folder.iterdir()}
-    assert files == {'args.yaml', 'class_names.txt', 'summary.csv', 'curves.png', *checkpoints,
+    files = {path.name for path in folder.iterdir()} - {'mistakes.png'}
+    assert files == {'args.yaml', 'class_names.txt', 'summary.csv', 'curves.png', 'samples.png', 'predictions.csv',
+                     'classes.csv', 'confusion.png', *checkpoints,
                      *(f'{name}.sha256' for name in checkpoints)}
     assert Image.open(folder / 'curves.png').size > (600, 200)
     last = load(folder / 'last.pth.tar')
@@ -83,10 +84,10 @@ def test_eval_repeats_the_validation_of_training_and_writes_json(run, image_fold
     assert result.code == 0, result.err
     written = json.loads((folder / 'last.eval.json').read_text())
     row = read_summary(folder)[0]
-    assert written['top1'] == float(row['eval_top1']) and written['top5'] == float(row['eval_top5'])
+    assert written['top1'] == float(row['eval_top1'])
     assert written['loss'] == pytest.approx(float(row['eval_loss']), rel=1e-6)
     assert (written['weights'], written['num_samples'], written['img_size']) == ('ema', 15, 32)
-    assert f'top-1 {written["top1"]:.3f} %' in result.out and f'top-5 {written["top5"]:.3f} %' in result.out
+    assert f'top-1 {written["top1"]:.3f} %' in result.out
 
 
 def test_eval_needs_no_training_images(run, image_folder, tmp_path):
@@ -152,7 +153,7 @@ def test_resuming_a_finished_run_changes_no_result(run, image_folder, tmp_path):
     assert run(*arguments).code == 0
     before = results()
     assert 'nothing left to train' in run(*arguments, '--resume', 'auto').out
-    assert before == results() and len(before) == 5
+    assert before == results() and len(before) == 7
 
 
 def test_gradient_accumulation_equals_a_larger_batch(run, image_folder, tmp_path):

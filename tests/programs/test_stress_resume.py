@@ -23,8 +23,8 @@ from timm_rs.publish.pull import pull
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(('trials', 'options'), [
     (10, ['--seed', '1']), (10, ['--kinds', 'pseudo']), (6, ['--kinds', 'segmentation', 'depth']),
-    (6, ['--kinds', 'videos', 'frames'])],
-    ids=['all kinds', 'pseudo labels', 'pixels', 'videos'])
+    (6, ['--kinds', 'faster_rcnn', 'retinanet']), (6, ['--kinds', 'videos', 'frames'])],
+    ids=['all kinds', 'pseudo labels', 'pixels', 'boxes', 'videos'])
 def test_disturbed_runs_end_as_if_they_had_not_been(tmp_path, trials, options):
     command = [sys.executable, ROOT / 'tools/stress_resume.py', '--trials', str(trials), '--csv',
                tmp_path / 'trials.csv']

@@ -4,17 +4,19 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from timm.data import resolve_model_data_config
 
 from timm_rs.errors import UserError
 from timm_rs.inference.predict import predict
 from timm_rs.inference.source import open_model
 from timm_rs.models import PAPER_POINTS
-from timm_rs.publish.card import model_card
+from timm_rs.publish.card import dataset_name, model_card
 from timm_rs.publish.folder import stock_name, stock_twin, write_folder
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
@@ -142,6 +144,35 @@ def test_any_model_of_timm_is_published_as_it_is(tiny_run, tmp_path):
     assert 'import timm_rs' not in (tmp_path / 'folder/README.md').read_text()
 
 
+@pytest.mark.parametrize(('name', 'kwargs', 'channels', 'size'), [
+    ('resnetrs', SMALL, 1, 32),  # as timm's own
+    ('resnetrs', SMALL | dict(width=0.3), 3, 32),  # which only we have
+    ('efficientnet_rs_b0', {}, 3, 64),
+    ('test_resnet', dict(global_pool='max'), 3, 48), ('test_vit', dict(img_size=48), 3, 48)])
+def test_transformers_says_what_timm_says_of_a_published_folder(tiny_run, tmp_path, name, kwargs, channels, size):
+    trained, model = read_run(tiny_run), network(name, in_chans=channels, **kwargs)
+    trained = dataclasses.replace(
+        trained, recipe=dataclasses.replace(trained.recipe, model=name, model_kwargs=kwargs), model=model,
+        class_names=['ant', 'bee', 'cat', 'dog', 'eel'],
+        data_config=trained.data_config | dict(
+            input_size=(channels, size, size), crop_pct=0.9, interpolation='bilinear', mean=(0.3,) * channels,
+            std=(0.4,) * channels))
+    write_folder(trained, tmp_path / 'folder', NAME)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)).save(tmp_path / 'image.jpg')
+    codes = re.findall('```python\n(.*?)```', (tmp_path / 'folder/README.md').read_text(), re.DOTALL)
+    with_timm, with_transformers = {}, {}
+    for code, found in zip(codes, (with_timm, with_transformers), strict=True):
+        exec(code.replace(f'hf-hub:{NAME}', f'local-dir:{tmp_path}/folder').replace(NAME, f'{tmp_path}/folder').replace(
+            'image.jpg', f'{tmp_path}/image.jpg'), found)
+    assert torch.equal(with_timm['x'], with_transformers['x']['pixel_values'])
+    assert with_timm['x'].shape == (1, channels, size, size)
+    assert torch.equal(with_timm['probabilities'], with_transformers['probabilities'])
+    images = torch.randn(2, channels, size, size)
+    assert torch.equal(with_timm['model'](images), model(images))
+    assert torch.equal(with_transformers['model'](images).logits, model(images)) and model(images).std() > 0
+    assert with_transformers['model'].config.id2label[1] == 'bee'
+
+
 # ---- what is read -----------------------------------------------------------------------------------------------
 
 def test_averaged_weights_are_read_where_there_are_any(tiny_run):
@@ -156,7 +187,7 @@ def test_averaged_weights_are_read_where_there_are_any(tiny_run):
 def test_metrics_are_those_of_the_weights(tiny_run):
     evaluation = json.loads((tiny_run / 'model_best.eval.json').read_text())
     ema, raw = read_run(tiny_run), read_run(tiny_run, 'raw')
-    assert ema.metrics == {name: evaluation[name] for name in ('top1', 'top5', 'loss')}
+    assert ema.metrics == {name: evaluation[name] for name in ('top1', 'loss')}
     assert (ema.images, raw.images) == (15, None)
     row = (tiny_run / 'summary.csv').read_text().splitlines()
     best = dict(zip(row[0].split(','), row[ema.epochs].split(','), strict=True))
@@ -249,16 +280,37 @@ def test_recipe_of_the_digits_needs_no_folder(tiny_run, tmp_path):
 def test_card_is_what_the_hub_reads(tiny_run, written):
     card = (written / 'README.md').read_text()
     header = front_matter(card)
-    assert header['tags'][:2] == ['image-classification', 'timm'] and header['library_name'] == 'timm'
-    assert (header['license'], header['datasets']) == ('apache-2.0', ['pets'])
+    assert header['tags'][:3] == ['image-classification', 'timm', 'transformers'] and header['library_name'] == 'timm'
+    assert header['license'] == 'apache-2.0' and 'datasets' not in header and 'base_model' not in header
     result, = header['model-index'][0]['results']
-    top1, top5 = (metric['value'] for metric in result['metrics'])
-    measured = read_run(tiny_run).metrics
-    assert (top1, top5) == (round(measured['top1'], 3), 100.0)
-    assert f'| {top1:.3f} | 100.000 |' in card and '15 images' in card
+    assert result['dataset'] == dict(type='imagefolder', name='pets', split='validation')
+    top1, = (metric['value'] for metric in result['metrics'])  # of three classes there is no top-5
+    assert top1 == round(read_run(tiny_run).metrics['top1'], 3)
+    assert f'| {top1:.3f} |' in card and '15 images' in card
     assert re.search('## Use\n\n```python\nimport timm\n', card)
     assert 'python train.py --recipe args.yaml --data-dir YOUR_DATA' in card
     assert '## Limits' in card and 'results of the paper' not in card.lower()
+
+
+@pytest.mark.parametrize(('dataset', 'data_dir', 'given', 'id'), [
+    ('', '/data/pets', None, None), ('', '/data/pets', 'ILSVRC/imagenet-1k', 'ILSVRC/imagenet-1k'),
+    ('', '/data/pets', 'my photos', None), ('hfds/timm/mini-imagenet', None, None, 'timm/mini-imagenet'),
+    ('hfds/mnist', None, None, 'mnist'), ('tfds/imagenet_v2/matched', None, None, None)])
+def test_data_of_a_card_are_ids_of_the_hub_or_none(tiny_run, dataset, data_dir, given, id):
+    trained = read_run(tiny_run)
+    trained = dataclasses.replace(
+        trained, measured_on=None, recipe=dataclasses.replace(trained.recipe, dataset=dataset, data_dir=data_dir))
+    header = front_matter(model_card(trained, NAME, 'mit', given or dataset_name(trained), 'resnetrs50'))
+    assert header.get('datasets') == (id and [id])
+    assert header['model-index'][0]['results'][0]['dataset']['type'] == (id or 'imagefolder')
+
+
+@pytest.mark.parametrize(('base', 'shown'), [('org/name', 'org/name'), ('', None), ('../x/y\n- z', None)])
+def test_the_model_that_was_fine_tuned_is_in_the_card(tiny_run, tmp_path, base, shown):
+    content = torch.load(tiny_run / 'last.pth.tar', weights_only=True)
+    torch.save(content | dict(base_model=base), tmp_path / 'last.pth.tar')
+    card = model_card(read_run(tmp_path / 'last.pth.tar'), NAME, 'mit', 'pets', 'resnetrs50')
+    assert front_matter(card).get('base_model') == shown
 
 
 def test_results_of_the_paper_stand_apart_and_costs_in_both_conventions():

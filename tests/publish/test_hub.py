@@ -62,17 +62,21 @@ def error_of(call, *args, **kwargs):
 
 # ---- push -------------------------------------------------------------------------------------------------------
 
-STOCK_TIMM = """
+STOCK = """
 import re, sys
 import timm, torch
-code = re.search('```python\\n(.*?)```', open('card.md').read(), re.DOTALL)[1]
-exec(code)
-torch.save(model(torch.load('images.pt')).detach(), 'logits.pt')
+with_timm, with_transformers = re.findall('```python\\n(.*?)```', open('card.md').read(), re.DOTALL)
+images = torch.load('images.pt')
+exec(with_timm)
+logits, pixels = model(images).detach(), x
+exec(with_transformers)
+assert torch.equal(x['pixel_values'], pixels)
+torch.save(dict(timm=logits, transformers=model(images).logits.detach()), 'logits.pt')
 assert not any(name.startswith('timm_rs') for name in sys.modules)
 """
 
 
-def test_stock_timm_loads_a_published_run_by_the_code_of_its_card(hub, tiny_run, tmp_path):
+def test_stock_timm_and_transformers_load_a_published_run_by_the_code_of_its_card(hub, tiny_run, tmp_path):
     trained = read_run(tiny_run)
     write_folder(trained, tmp_path / 'folder', NAME)
     push(tmp_path / 'folder', NAME)
@@ -82,11 +86,12 @@ def test_stock_timm_loads_a_published_run_by_the_code_of_its_card(hub, tiny_run,
     (tmp_path / 'images/cat/0.jpg').rename(tmp_path / 'image.jpg')
     (tmp_path / 'card.md').write_bytes(hub.repositories[NAME].files['README.md'])
     environment = {key: value for key, value in os.environ.items() if key not in ('PYTHONPATH', 'SSL_CERT_DIR')}
-    subprocess.run([sys.executable, '-P', '-c', STOCK_TIMM], cwd=tmp_path, check=True, env=environment | dict(
+    subprocess.run([sys.executable, '-P', '-c', STOCK], cwd=tmp_path, check=True, env=environment | dict(
         HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'fresh'), HF_TOKEN='', HF_HUB_DISABLE_PROGRESS_BARS='1'))
     with torch.inference_mode():
         expected = trained.model(images)
-    assert torch.equal(torch.load(tmp_path / 'logits.pt'), expected)
+    logits = torch.load(tmp_path / 'logits.pt')
+    assert torch.equal(logits['timm'], expected) and torch.equal(logits['transformers'], expected)
     assert expected.std() > 0
 
 

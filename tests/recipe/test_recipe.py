@@ -9,7 +9,7 @@ from conftest import EXPECTED, ROOT
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.declaring import RecipeError
 from timm_rs.recipe.knobs import FIELDS, Recipe, value_type
-from timm_rs.recipe.reading import find_recipe, read_file, to_yaml
+from timm_rs.recipe.reading import changed_knobs, find_recipe, read_file, to_yaml
 
 TIMM = json.loads((EXPECTED / 'timm_train_args.json').read_text())['arguments']
 FOLDER = ROOT / 'train_recipes'
@@ -278,5 +278,17 @@ def test_no_knob_that_holds_a_path_is_ever_published():
     assert texts >= NAMES
     for name in texts:
         assert FIELDS[name].metadata['private'] == (name not in NAMES), name
+    assert Recipe(class_weights='auto').public().class_weights == 'auto'  # which is no path
     published = dataclasses.replace(Recipe(), **{name: '/home/ada/x' for name in texts - NAMES}).public()
     assert '/home/ada' not in to_yaml(published)
+
+
+@pytest.mark.parametrize(('before', 'now', 'changed'), [
+    (dict(lr=0.1), dict(lr=0.2), ['lr 0.1 -> 0.2']),
+    (dict(scale=(0.5, 1.0)), dict(scale=[0.5, 1.0]), []),
+    (dict(workers=1), dict(workers=2), []),  # a free one
+    (dict(), dict(lr=0.2), []),
+    (dict(task_knobs=dict(a=dict(x=1))), dict(task_knobs=dict(a=dict(x=2, y=3))), ['a.x 1 -> 2']),
+    (dict(task_knobs=dict(a=dict(x=1))), dict(task_knobs=dict(a=dict(x=1, y=3))), [])])
+def test_what_changed_between_two_recipes_is_of_knobs_that_both_have(before, now, changed):
+    assert changed_knobs(before, now) == changed

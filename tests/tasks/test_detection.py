@@ -13,13 +13,13 @@ from timm_rs.models.resnet_rs import ResNetRS
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks import create_task
 from timm_rs.tasks.detection import Detections, checked, trained_on
-from timm_rs.transforms.boxes import BLANK, CROWD, DIFFICULT, NO_BOX, Boxes, rows_of
+from timm_rs.transforms.boxes import AREA, BLANK, CROWD, DIFFICULT, NO_BOX, Boxes, rows_of
 
 BOXES = [[0, 0, 10, 10, 0, 0], [20, 0, 30, 10, 1, DIFFICULT], [0, 20, 40, 40, 1, CROWD], [40, 40, 60, 60, 1, 0]]
 
 
-def target(rows, most=6):
-    return torch.cat([rows_of(rows), rows_of([[NO_BOX] * 6] * (most - len(rows)))])
+def target(rows, most=6, width=64, height=64):
+    return rows_of([*rows, *[[NO_BOX] * 6] * (most - len(rows)), [0, 0, width, height, AREA, AREA]])
 
 
 def found(rows, scores):
@@ -63,6 +63,13 @@ def test_blanks_do_not_count_and_images_without_boxes_do():
         evaluated([output], [blank])
     with pytest.raises(UserError, match='no image of the validation set has a box that counts'):
         evaluated([output, nothing], [target([]), target(BOXES[1:3])])
+
+
+def test_boxes_end_where_the_image_does():
+    truth = target([[0, 0, 20, 30, 0, 0], [30, 0, 60, 30, 1, 0]], width=60, height=30)
+    beyond = found([[0, 0, 20, 64, 0, 0], [30, 0, 64, 64, 1, 0], [0, 31, 64, 64, 0, 0]], [0.7, 0.8, 0.9])
+    assert evaluated([beyond], [truth]) == dict.fromkeys(
+        ('ap', 'ap50', 'ap75', 'ap50_voc07'), pytest.approx(100)) | dict(num_samples=1)
 
 
 def test_all_processes_boxes_are_judged_by_one_and_one_without_any_is_no_harm():
@@ -158,7 +165,8 @@ def test_the_backbone_starts_from_a_classifier_and_from_networks_of_other_tasks(
 def test_boxes_are_drawn_on_the_objects_at_the_images_own_size():
     task = create_task(Recipe(task='detection'))
     pixels = np.full((100, 200, 3), 90, np.uint8)
-    outputs = [found([[8, 8, 24, 24, 1, 0], [32, 10, 70, 33, 0, 0], [0, 0, 9, 9, 0, 0]], [0.934, 0.61, 0.3])]
+    outputs = [found([[8, 8, 24, 24, 1, 0], [32, 10, 70, 33, 0, 0], [0, 0, 9, 9, 0, 0], [0, 33, 9, 60, 0, 0]],
+                     [0.934, 0.61, 0.3, 0.99])]
     picture, words = task.picture(outputs, (64, 64), pixels, ['cat', 'dog'])
     assert words == 'dog 93 %, cat 61 %' and picture.shape == pixels.shape
     changed = (picture != pixels).any(2)
@@ -166,7 +174,7 @@ def test_boxes_are_drawn_on_the_objects_at_the_images_own_size():
     assert changed[25:74, 25].all() and changed[25:74, 74].all() and not changed[40:60, 30:70].any()  # 25 to 75
     assert down.max() == 74 and across.min() == 25 and changed[50, 199:].all()  # the other is cut at the edge
     assert (picture[50, 25] != picture[50, 199]).any()
-    assert not changed[:5, :10].any()
+    assert not changed[:5, :10].any() and not changed[90:, :30].any()  # the last is in the padding
     image, words = task.picture([found([], [])], (64, 64), pixels, None)
     assert (image == pixels).all() and words == 'no box of 50 % or more'
     assert Image.fromarray(picture).size == (200, 100)

@@ -116,3 +116,10 @@ def test_metrics_and_mixing_of_another_task_are_refused():
     task = create_task(Recipe(task='regression:Regression', mixup=0.2))
     with pytest.raises(UserError, match='mixup and cutmix mix classes'):
         task.create_mixing(Recipe(mixup=0.2), 1)
+
+
+@pytest.mark.parametrize('task', ['regression:Regression', 'segmentation', 'detection'])
+@pytest.mark.parametrize('given', [dict(class_weights='auto'), dict(balanced_sampling=True)])
+def test_what_is_for_classes_is_refused_where_samples_have_none(task, given):
+    with pytest.raises(UserError, match=rf'^{next(iter(given))} is for samples of one class each, which task'):
+        create_task(Recipe(task=task, **given))

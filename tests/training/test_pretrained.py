@@ -1,13 +1,16 @@
-"""Published weights without a network: within seconds, one sentence with all ways out."""
+"""Published weights: without a network one sentence with all ways out, within seconds; whose a run began with."""
 
 import socket
 import time
 
 import pytest
+import torch
+from conftest import TINY
 from huggingface_hub import constants
 
 from timm_rs.errors import UserError
-from timm_rs.training.pretrained import check_hub
+from timm_rs.recipe.foreign import PULLED
+from timm_rs.training.pretrained import base_model, check_hub
 
 MODELS = 'resnetrs_50', 'resnetrs_50.tf_i160_in1k', 'resnet50.a1_in1k', 'hf-hub:org/name@main'
 
@@ -59,3 +62,33 @@ def test_a_hub_that_listens_a_proxy_or_the_cache_are_left_to_timm(hub, model, tm
 def test_models_without_weights_ask_nobody(hub):
     check_hub('resnetrs')
     check_hub('local-dir:somewhere')
+
+
+@pytest.mark.parametrize(('model', 'pretrained', 'file', 'repository'), [
+    ('resnet50.a1_in1k', False, '', ''),
+    ('resnet50.a1_in1k', True, '', 'timm/resnet50.a1_in1k'),
+    ('resnetrs_50', True, '', 'timm/resnetrs50.tf_in1k'),
+    ('hf-hub:org/name@main', True, '', 'org/name'),
+    ('local-dir:pulled', True, '', 'me/pulled'),
+    ('resnetrs_50', True, 'pulled/deep/model_best.pth.tar', 'me/pulled'),
+    ('resnetrs_50', True, 'model.safetensors', ''),
+    ('resnetrs_50', False, 'cache/models--org--a-b/snapshots/0/model.safetensors', 'org/a-b')])
+def test_the_repository_that_a_run_began_with_is_known(tmp_path, monkeypatch, model, pretrained, file, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'pulled').mkdir()
+    (tmp_path / 'pulled' / PULLED).write_text(f'me/pulled@{"0" * 40}\n')
+    assert base_model(model, pretrained, file) == repository
+
+
+def test_a_resumed_run_still_knows_what_it_began_with(run, tiny_run, tmp_path):
+    pulled, runs = tmp_path / 'pulled', tmp_path / 'runs/a'
+    pulled.mkdir()
+    (pulled / PULLED).write_text(f'me/pulled@{"0" * 40}\n')
+    (pulled / 'last.pth.tar').write_bytes((tiny_run / 'last.pth.tar').read_bytes())
+    arguments = [*TINY, '--data-dir', tiny_run.parent / 'pets', '--experiment', 'a', '--sched', 'none']
+    first = run(*arguments, '--epochs', '1', '--initial-checkpoint', pulled / 'last.pth.tar')
+    assert first.code == 0, first.err
+    second = run(*arguments, '--epochs', '2', '--resume', 'auto', '--allow-recipe-change')
+    assert second.code == 0 and 'resuming from' in second.out
+    content = torch.load(runs / 'last.pth.tar', weights_only=True)
+    assert (content['epoch'], content['base_model']) == (1, 'me/pulled')

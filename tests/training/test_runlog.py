@@ -11,10 +11,8 @@ import time
 
 import pytest
 from conftest import ROOT
-from PIL import Image
 
 from timm_rs.errors import UserError
-from timm_rs.tasks.classification import Classification
 from timm_rs.training.runlog import DataHint, Progress, Summary, since_best
 
 BAR = '''
@@ -124,14 +122,6 @@ def test_summary_drops_epochs_that_are_trained_again(tmp_path):
     with open(path, newline='') as file:
         assert [(row['epoch'], row['train_loss']) for row in csv.DictReader(file)] == [
             ('0', '1.5'), ('1', '1.5'), ('2', '0.5')]
-
-
-def test_curves_are_drawn_without_validation_too(tmp_path):
-    summary = Summary(tmp_path / 'summary.csv')
-    summary.rows.append({'epoch': 0, 'train_loss': 1.5, 'lr': 0.1})
-    summary.draw(tmp_path / 'curves.png', Classification.metrics)
-    picture = Image.open(tmp_path / 'curves.png').convert('L')
-    assert picture.size[0] > 600 and picture.getextrema() != (255, 255)
 
 
 @pytest.mark.parametrize('content', [b'', b'x,y\n1,2\n', b'epoch\nmany\n', b'epoch\n0,1\n', b'epoch\n\xff\n'])

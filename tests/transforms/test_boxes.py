@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from timm_rs.transforms.boxes import BLANK, CROWD, DIFFICULT, NO_BOX, Boxes, BoxTransform, clipped, rows_of
+from timm_rs.transforms.boxes import AREA, BLANK, CROWD, DIFFICULT, NO_BOX, Boxes, BoxTransform, clipped, rows_of
 from timm_rs.transforms.decode import BadImage
 
 FILL, SIZE, MOST = (124, 116, 104), (32, 40), 6
@@ -30,7 +30,7 @@ def transform(max_boxes=MOST, **training):
 
 
 def kept(target):
-    return target[target[:, 4] != NO_BOX]
+    return target[target[:, 4] >= 0]
 
 
 @pytest.mark.parametrize('seed', range(8))
@@ -85,6 +85,7 @@ def test_evaluation_shows_all_of_the_image_and_drops_no_box(squares):
     assert (pixels[33:] == FILL).all() and (pixels == transform()(image, 0)).all()
     factors = torch.tensor([38 / 48, 32 / 40] * 2)
     assert torch.equal(kept(target), torch.cat([small.rows[:, :4] * factors, small.rows[:, 4:]], 1))
+    assert target[-1].tolist() == [0, 0, 38, 32, AREA, AREA]
 
 
 def test_boxes_are_clipped_and_empty_ones_go_with_their_labels():
@@ -95,9 +96,11 @@ def test_boxes_are_clipped_and_empty_ones_go_with_their_labels():
 
 @pytest.mark.parametrize('training', [{}, dict(hflip=0.5)])
 def test_images_without_boxes_are_samples_as_others_are(squares, training):
-    pixels, target = transform(**training).with_target(squares[0], Boxes(rows_of([])), 3)
-    assert pixels.shape == (*SIZE, 3) and target.shape == (MOST, 6) and (target == NO_BOX).all()
-    assert transform().blank().shape == target.shape and (transform().blank() == BLANK).all()
+    made = transform(**training)
+    pixels, target = made.with_target(squares[0], Boxes(rows_of([])), 3)
+    assert pixels.shape == (*SIZE, 3) and target.shape == (MOST + (not training), 6)
+    assert (target[:MOST] == NO_BOX).all()
+    assert made.blank().shape == target.shape and (made.blank() == BLANK).all()
 
 
 def test_exif_turns_neither_image_nor_boxes(squares, tmp_path):

@@ -32,6 +32,7 @@ from timm_rs.transforms.crops import RandomResizedCrop
 from timm_rs.transforms.decode import Pixels, open_picture, open_with_pillow, resize
 
 PHOTOS_FOLDER = Path('data/photos')
+TIMMS = 'timm augmentation'  # its crops, and its RandAugment or whatever else aa says
 
 
 class DecodingPsnr(NamedTuple):
@@ -46,8 +47,9 @@ def run_loaders(
         recipe: Recipe, images: int, rounds: int, packed: bool) -> tuple[list[dict[str, Any]], DecodingPsnr]:
     """A row of results for each loader, and how exactly ours decodes.
 
-    Each makes at least `images` images per turn, in several epochs if need be; `packed` shards are one candidate.
-    Without data, photos are made. Raises UserError for data that cannot be used or only be streamed.
+    Ratios are to timm's loader with the same augmentation, which the rows name. Each makes at least `images` images per
+    turn, in several epochs if need be; `packed` shards are one candidate. Without data, photos are made. Raises
+    UserError for data that cannot be used or only be streamed.
     """
     if not recipe.data_dir and not recipe.dataset:
         recipe = dataclasses.replace(recipe, data_dir=str(write_photos()))
@@ -70,29 +72,31 @@ def run_loaders(
             name: partial(run_loader, dataclasses.replace(recipe, **changes), config, data, images, device)
             for name, (changes, data) in candidates.items()}, rounds, label='loaders')
     decoding = decoding_psnr(samples, size, min(len(samples), 200))
-    psnr = {'fast': decoding.exact, 'fast, decode scaled': decoding.scaled}
+    psnr = {f'fast, {TIMMS}': decoding.exact, f'fast, {TIMMS}, decode scaled': decoding.scaled}
     return [dict(loader=name, img_size=size, workers=num_workers(recipe.workers), images=images, rounds=rounds,
-                 **loader_columns(own, costs['timm']), psnr_db_median=psnr.get(name), **provenance())
-            for name, own in costs.items()], decoding
+                 **loader_columns(own, costs[f'timm, {name.split(", ")[1]}']), psnr_db_median=psnr.get(name),
+                 **provenance()) for name, own in costs.items()], decoding
 
 
 def create_candidates(
         recipe: Recipe, samples: Samples, shards: str | None) -> dict[str, tuple[dict[str, Any], Samples]]:
-    """By name, what each loader changes in the recipe, and its samples; those packed into the folder `shards`, too."""
-    equal = dict(preprocessing='timm', randaugment='timm')  # timm's crops and RandAugment, on both sides
-    fast = dict(loader='fast') | equal
-    candidates: dict[str, tuple[dict[str, Any], Samples]] = {
-        'timm': (dict(loader='timm') | equal, samples),
-        'fast': (fast, samples),
-        'fast, decode scaled': (fast | dict(decode='scaled'), samples)}
+    """By name, what each loader changes in the recipe, and its samples; those packed into the folder `shards`, too.
+
+    A name is timm or fast, the augmentation, and what else is peculiar; both loaders are there with each augmentation.
+    """
+    augmentations = {TIMMS: dict(preprocessing='timm', randaugment='timm')}
     if recipe.randaugment == 'tf':
-        candidates['fast, released RandAugment'] = (dict(loader='fast', preprocessing='timm'), samples)
+        augmentations['released RandAugment'] = dict(preprocessing='timm', randaugment='tf')
     if recipe.preprocessing == 'tf':
-        candidates['fast, released crops too' if recipe.randaugment == 'tf' else 'fast, released crops'] = (
-            dict(loader='fast'), samples)
+        augmentations['released RandAugment and crops' if recipe.randaugment == 'tf' else 'released crops'] = {}
+    candidates: dict[str, tuple[dict[str, Any], Samples]] = {
+        f'{loader}, {name}': (dict(loader=loader) | changes, samples)
+        for name, changes in augmentations.items() for loader in ('timm', 'fast')}
+    fast, _ = candidates[f'fast, {TIMMS}']
+    candidates[f'fast, {TIMMS}, decode scaled'] = fast | dict(decode='scaled'), samples
     if shards:
         pack(samples, shards, 'train', workers=num_cores())
-        candidates['fast, packed'] = (fast, as_samples(open_shards(shards, 'train')))
+        candidates[f'fast, {TIMMS}, packed'] = fast, as_samples(open_shards(shards, 'train'))
     return candidates
 
 
@@ -118,9 +122,9 @@ def loader_columns(own: list[Cost], timms: list[Cost]) -> dict[str, float]:
 
 def loader_table(rows: list[dict[str, Any]], decoding: DecodingPsnr) -> str:
     """What `run_loaders` found, for people."""
-    lines = [f'{"loader":20} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}']
+    lines = [f'{"loader":40} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}']
     lines += [
-        '{loader:20} {cpu_ms_median:10.3f} ({cpu_ms_min:.3f}-{cpu_ms_max:.3f}) {images_per_s_median:9.0f} '
+        '{loader:40} {cpu_ms_median:10.3f} ({cpu_ms_min:.3f}-{cpu_ms_max:.3f}) {images_per_s_median:9.0f} '
         '{cpu_ratio_to_timm_median:13.2f} ({cpu_ratio_to_timm_min:.2f}-{cpu_ratio_to_timm_max:.2f})'.format(**row)
         for row in rows]
     scaled = (f'scaled {decoding.scaled:.1f} dB in the {100 * decoding.share_scaled:.0f} % of crops that it decodes '

@@ -12,6 +12,7 @@ from timm.data import create_dataset
 from timm_rs.data.pool import open_pool, pool_fingerprint
 from timm_rs.data.pseudo_labels import MANIFEST, write_selection
 from timm_rs.data.samples import TimmSamples
+from timm_rs.data.scenes import voc_xml
 from timm_rs.data.shards.encoding import FRAMES
 from timm_rs.data.shards.packing import pack
 from timm_rs.data.videos import open_folder
@@ -88,6 +89,25 @@ def write_pixels(folder: Path) -> None:
     (folder / 'pixels/classes.txt').write_text('ground\nred\ngreen\n')
 
 
+def write_boxes(folder: Path) -> None:
+    """Noise with none, one or two squares of three colours, in `folder`/boxes, as `voc_boxes`."""
+    rng, colours = np.random.default_rng(0), ('red', 'green', 'blue')
+    for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        (folder / 'boxes' / name).mkdir(parents=True)
+    (folder / 'boxes/classes.txt').write_text('\n'.join(colours))
+    for split, count in SPLITS.items():
+        names = [f'{split}_{index}' for index in range(3 * count)]
+        (folder / f'boxes/ImageSets/Main/{split}.txt').write_text('\n'.join(names))
+        for index, name in enumerate(names):
+            pixels, things = rng.integers(0, 120, (48, 64, 3)), []
+            for left in (0, 32)[:index % 3]:
+                label, side = int(rng.integers(3)), int(rng.integers(12, 27))
+                pixels[:side, left:left + side] += COLOURS[label]
+                things.append((colours[label], left, 0, left + side, side))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f'boxes/JPEGImages/{name}.jpg')
+            (folder / f'boxes/Annotations/{name}.xml').write_text(voc_xml(f'{name}.jpg', 64, 48, things))
+
+
 ANY = [
     '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--epochs', '3', '--batch-size', '4', '--warmup-epochs', '1',
     '--lr', '0.02', '--log-interval', '2', '--recovery-interval', '1', '--model-ema', '--model-ema-warmup',
@@ -100,6 +120,10 @@ IMAGES = [
 PIXELS = [
     *ANY, '--model', 'resnetrs', '--img-size', '32', '--pyramid-channels', '8', '--head-convs', '1', '--scale-jitter',
     '0.5', '2', '--colour', '0.2', '--data-dir', '{}/pixels']
+BOXES = [
+    *ANY, '--model', 'resnetrs', '--img-size', '64', '--task', 'detection', '--pyramid-channels', '8',
+    '--head-channels', '8', '--sampled-boxes', '32', '--finest', '16', '--no-coarser-levels', '--anchor-scale', '2',
+    '--scale-jitter', '0.5', '2', '--colour', '0.2', '--data-dir', '{}/boxes']
 VIDEOS = [
     *CLASSES, '--model', 'resnetrs3d', '--img-size', '24', '--task', 'video', '--num-frames', '6', '--color-jitter',
     '0', '--train-interpolation', 'bilinear', '--mean', '0', '--std', '1']
@@ -111,6 +135,9 @@ KINDS = {  # each has a run of its own that is left alone
     'segmentation': Kind([*PIXELS, '--workers', '2', '--task', 'segmentation', '--dataset', 'folders', '--decoder',
                           'fused', '--grad-accum-steps', '2', *BFLOAT16], write_pixels),
     'depth': Kind([*PIXELS, '--workers', '0', '--task', 'depth', '--dataset', 'depth_folders'], write_pixels),
+    'faster_rcnn': Kind([*BOXES, '--workers', '0'], write_boxes),
+    'retinanet': Kind([*BOXES, '--workers', '2', '--detector', 'retinanet', '--grad-accum-steps', '2', *BFLOAT16],
+                      write_boxes),
     'videos': Kind([*VIDEOS, '--workers', '2', '--data-dir', '{}/videos'], write_videos),
     'frames': Kind([*VIDEOS, '--workers', '0', '--data-dir', '{}/frames', '--eval-clips', '2', '--eval-crops', '3',
                     '--grad-accum-steps', '2', *BFLOAT16], write_videos),

@@ -20,6 +20,12 @@ def in_order(classes: dict[Any, int]) -> list[str]:
     return [' / '.join(some) or f'class {index}' for index, some in enumerate(names)]
 
 
+def names_of(classes: dict[Any, int], number: int) -> list[str]:
+    """Names of the `number` outputs of a model; class 7, and so on, where `classes`, name -> index, has none."""
+    names = in_order(classes)[:number]
+    return names + [f'class {index}' for index in range(len(names), number)]
+
+
 def write_class_names(folder: Path, classes: dict[Any, int]) -> None:
     """Write `FILE` into `folder`; nothing when the data names no classes. Raises OSError."""
     if classes:

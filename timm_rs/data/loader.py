@@ -118,6 +118,7 @@ class Loader:
                  dense: Callable[[torch.Tensor], torch.Tensor] | None = None):
         """`dense` makes, on the device, what the model learns of targets that are shorter on the way."""
         self.batches, self.device, self.erase, self.mix, self.dense = batches, device, erase, mix, dense
+        self.dataset = dataset
         self.problems: list[Problem] = []
         self.loader = DataLoader(
             dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate,  # type: ignore[arg-type]
@@ -206,6 +207,9 @@ def create_train_loader(
         raise UserError('aug_repeats works with several processes only; start with torchrun or drop it')
     encode, workers = task.encoder(num_outputs), num_workers(recipe.workers)
     if _takes_timm_loader(dataset, recipe.loader, device):
+        if recipe.balanced_sampling:
+            raise UserError('balanced_sampling needs the loader "fast": leave out --loader timm, and pack streamed '
+                            'data as shards (tools/pack_dataset.py)')
         return create_timm_train_loader(dataset, recipe, data_config, mixing, encode, workers, device)
     erase: RandomErasing | MaskedErasing | None = None
     if recipe.reprob:
@@ -222,12 +226,13 @@ def create_train_loader(
             raise UserError('aug_repeats does not go with pseudo labels: a batch has each image once')
         _check_divides(1 + dataset.ratio, batch_size=recipe.batch_size, bn_group_size=recipe.bn_group_size or 0)
         encode = SparseTargets(
-            encode, num_outputs, dataset.top_k, recipe.smoothing, recipe.pseudo_temperature, recipe.pseudo_hard)
+            encode, num_outputs, dataset.top_k, recipe.target_smoothing, recipe.pseudo_temperature, recipe.pseudo_hard)
         dense = partial(dense_targets, num_classes=num_outputs)
         batches: TrainBatches = MixedBatches(dataset, batch_size, recipe.seed, device.rank, device.world_size)
     else:
         batches = TrainBatches(
-            dataset, batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats)
+            dataset, batch_size, recipe.seed, device.rank, device.world_size, recipe.aug_repeats,
+            np.asarray(dataset.targets()) if recipe.balanced_sampling else None)
     loader = Loader(
         _create_samples(dataset, recipe, data_config, task, encode, is_training=True),
         batches, data_config, workers, device, erase, mix, dense)

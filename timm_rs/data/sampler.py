@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from timm_rs.data.balance import balanced_order
 from timm_rs.data.mixture import Mixture
 from timm_rs.data.samples import Order, Samples
 from timm_rs.errors import UserError
@@ -29,12 +31,14 @@ class TrainBatches:
     """Shuffled full batches. The epoch's global order is cut into global batches, of which each process has its part.
 
     `repeats` of an image (repeated augmentation) stand next to each other, and so go to different processes; the
-    epoch keeps its length. Raises UserError for less than one batch for each process.
+    epoch keeps its length, also where `labels` (images,) are given, by which each class comes equally often. Raises
+    UserError for less than one batch for each process.
     """
 
     def __init__(self, samples: Samples, batch_size: int, seed: int, rank: int = 0, world_size: int = 1,
-                 repeats: float = 0):
+                 repeats: float = 0, labels: npt.NDArray[np.int64] | None = None):
         self.samples, self.batch_size, self.seed, self.repeats = samples, batch_size, seed, repeats
+        self.labels = labels
         self.rank, self.world_size = rank, world_size
         self.set_epoch(0)
         if not len(self):
@@ -59,7 +63,7 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = self.samples.epoch_order(rng)
+        order = self.samples.epoch_order(rng) if self.labels is None else balanced_order(self.labels, rng)
         if self.repeats > 1:
             order = order[(np.arange(len(order)) / self.repeats).astype(int)]
         seeds = rng.integers(2**63, size=len(order))

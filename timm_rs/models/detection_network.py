@@ -37,11 +37,12 @@ class DetectionNetwork(nn.Module):
     """
 
     def __init__(self, backbone: Any, num_classes: int, detector: str = 'faster_rcnn', channels: int = 256,
-                 head_channels: int = 1024, finest: int = 0, coarser_levels: bool = True, anchor_scale: float = 0.0):
+                 head_channels: int = 1024, sampled_boxes: int = 512, finest: int = 0, coarser_levels: bool = True,
+                 anchor_scale: float = 0.0):
         """`backbone` is of timm's `features_only`; `finest` and `anchor_scale` are as usual where they are 0.
 
-        `head_channels` are of the two layers of Faster R-CNN that see what is in a box. Raises ValueError where the
-        backbone has no maps of the strides needed.
+        `head_channels` are of the two layers of Faster R-CNN that see what is in a box, and train on `sampled_boxes` of
+        each image. Raises ValueError where the backbone has no maps of the strides needed.
         """
         super().__init__()
         stride, scale = finest or USUAL[detector][0], anchor_scale or USUAL[detector][1]
@@ -55,7 +56,7 @@ class DetectionNetwork(nn.Module):
             self.detector: nn.Module = FasterRCNN(
                 features, box_head=TwoMLPHead(channels * 7 ** 2, head_channels),
                 box_predictor=FastRCNNPredictor(head_channels, num_classes + 1), rpn_anchor_generator=anchors,
-                rpn_post_nms_top_n_train=1000,
+                rpn_post_nms_top_n_train=1000, box_batch_size_per_image=sampled_boxes,
                 box_roi_pool=MultiScaleRoIAlign([str(index) for index in features.taken], 7, sampling_ratio=2))
             heads = [self.detector.rpn.head, self.detector.roi_heads.box_predictor]
         else:

@@ -19,8 +19,8 @@ def freeze(model: nn.Module, wanted: str) -> list[nn.Module]:
     """
     names = {name for name, _ in model.named_parameters()}
     if wanted == 'backbone':
-        head = {id(parameter) for parameter in _head(model).parameters()}
-        frozen = {name for name, parameter in model.named_parameters() if id(parameter) not in head}
+        backbone = _backbone(model)
+        frozen = {name for name, parameter in model.named_parameters() if id(parameter) in backbone}
     elif re.fullmatch('[1-9][0-9]?', wanted):
         frozen = _first_parts(model, int(wanted)) & names
     else:
@@ -32,11 +32,13 @@ def freeze(model: nn.Module, wanted: str) -> list[nn.Module]:
             if list(module.parameters()) and not any(weight.requires_grad for weight in module.parameters())]
 
 
-def _head(model: nn.Module) -> nn.Module:
-    """What is trained where the backbone is frozen."""
-    if isinstance(getattr(model, 'backbone', None), nn.Module):
-        return nn.ModuleList(part for name, part in model.named_children() if name != 'backbone')
-    return model.get_classifier()  # type: ignore[operator,no-any-return]
+def _backbone(model: nn.Module) -> set[int]:
+    """The `id` of each parameter of the part called so, wherever it is, or of all but the classifier."""
+    backbone = getattr(model, 'backbone', None)
+    if isinstance(backbone, nn.Module):
+        return {id(parameter) for parameter in backbone.parameters()}
+    return {id(parameter) for parameter in model.parameters()} - {
+        id(parameter) for parameter in model.get_classifier().parameters()}  # type: ignore[operator]
 
 
 def _first_parts(model: nn.Module, number: int) -> set[str]:

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--weights', choices=('ema', 'raw'), help='averaged (default where there are) or as trained')
     parser.add_argument('--trust', action='store_true', help=TRUST_HELP)
     parser.add_argument('--license', default='apache-2.0', metavar='ID', help='of the weights [%(default)s]')
-    parser.add_argument('--dataset', metavar='ID', help='name of the training data, best its id on the Hub')
+    parser.add_argument('--dataset', metavar='ID', help='name of the training data, best its id on the Hub, org/name')
     parser.add_argument('--overwrite-card', action='store_true', help=f'also replace a {CARD} that is on the Hub')
     parser.add_argument('--overwrite-model', action='store_true', help='also replace another model that is on the Hub')
     parser.add_argument('--dry-run', action='store_true', help='print all that would be sent, and send nothing')

@@ -27,13 +27,14 @@ from timm_rs.data.loader import create_eval_loader
 from timm_rs.device import create_device
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_write
+from timm_rs.files import atomic_write, make_folder
 from timm_rs.models.complexity import count_parameters
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import to_yaml
 from timm_rs.tasks import add_task_arguments, create_task
 from timm_rs.tasks.task import Task
+from timm_rs.training.answers import Answers, Said, open_answers
 from timm_rs.training.build import build_data, build_model, build_training, create_step_settings
 from timm_rs.training.checkpoint import SUFFIX, checkpoint_in, describe, load_weights, read_checkpoint
 from timm_rs.training.engine import evaluate, share_batch_norm, train_updates, validate
@@ -47,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--show', action='store_true', help='print every effective value and its source, then exit')
     parser.add_argument('--eval', metavar='CHECKPOINT', help='evaluate a checkpoint, or the best of a folder of a run '
                         '(its EMA, if any), and exit')
+    parser.add_argument('--eval-output', metavar='FOLDER', help='where --eval writes its JSON, and in NAME.eval/ what '
+                        'the model says of each image, tables and pictures of its mistakes [beside the checkpoint]')
     parser.add_argument('--local-rank', '--local_rank', type=int, metavar='N',
                         help="ignored: torchrun's environment says it")
     add_recipe_arguments(parser)
@@ -66,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         recipe = dataclasses.replace(recipe, resume='auto')  # torchrun has started the processes of this run again
     with open_device(recipe, sources) as device:
         if arguments.eval is not None:
-            run_evaluation(Path(arguments.eval), recipe, task, device)
+            run_evaluation(Path(arguments.eval), recipe, task, device, arguments.eval_output)
         else:
             run_training(recipe, task, device)
 
@@ -116,7 +119,7 @@ def run_training(recipe: Recipe, task: Task, device: Device,
     if validation_set is not None:
         eval_loader = create_eval_loader(
             validation_set, recipe, training.data_config, task, training.model.num_classes, device)
-    run = open_run(recipe, training, device, train_set, validation_set)
+    run = open_run(recipe, training, device, train_set, validation_set, eval_loader)
     position = run.position
     with run:
         for epoch in run.epochs():
@@ -129,15 +132,19 @@ def run_training(recipe: Recipe, task: Task, device: Device,
             share_batch_norm(training, recipe.dist_bn, device, position)
             is_evaluated = (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == training.num_epochs
             if is_evaluated and eval_loader is not None:
-                row |= validate(training, eval_loader, device, run.heed)
+                row |= validate(training, eval_loader, device, run.heed, run.answers)
                 run.note_bad_samples(eval_loader)
             run.finish_epoch(row, is_evaluated)
             on_epoch(row)
     return run.folder
 
 
-def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> dict[str, Any]:
-    """Print and give the metrics of a checkpoint on the validation split; write them beside it as JSON."""
+def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device, folder: str | None = None
+                   ) -> dict[str, Any]:
+    """Print and give the metrics of a checkpoint on validation data; write them as JSON, and what is said of images.
+
+    Into `folder`, by default that of the checkpoint.
+    """
     if not recipe.val_split:
         raise UserError('--eval needs a validation split; val_split is empty')
     path = checkpoint_in(path)
@@ -149,7 +156,9 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> di
     weights = 'state_dict_ema' if content.get('state_dict_ema') else 'state_dict'
     load_weights(model, content[weights], describe(path, content))
     loader = create_eval_loader(validation_set, recipe, data_config, task, model.num_classes, device)
-    metrics = evaluate(model, loader, task, create_step_settings(recipe), device)
+    answers = open_answers(task, loader, task.classes(validation_set), model.num_classes, device)
+    metrics = evaluate(model, loader, task, create_step_settings(recipe), device, answers=answers)
+    said = None if answers is None else answers.gather()
     bad = dict(device.gather(loader.take_problems()))
     results = dict(
         model=recipe.model, weights='ema' if weights == 'state_dict_ema' else 'raw', **task.results(metrics),
@@ -161,13 +170,25 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device) -> di
     if device.is_primary:
         for name, reason in bad.items():
             print(f'bad sample, not counted: {name}: {reason}')
-        output = path.with_name(path.name.removesuffix(SUFFIX) + '.eval.json')
+        output = Path(folder or path.parent, path.name.removesuffix(SUFFIX) + '.eval')
         what = f'{metrics["num_samples"]} {task.noun}s at {results["img_size"]} px'
         print('  '.join([*(metric.text(metrics[metric.name]) for metric in task.metrics),
-                         f'({results["weights"]} weights, {what})', str(output)]))
-        try:
-            with atomic_write(output) as file:
-                json.dump(results, file, indent=2)
-        except OSError as error:
-            raise UserError(f'{output} cannot be written: {error.strerror}') from error
+                         f'({results["weights"]} weights, {what})', f'{output}.json']))
+        _write_evaluation(output, results, answers, said)
     return results
+
+
+def _write_evaluation(output: Path, results: dict[str, Any], answers: Answers | None, said: Said | None) -> None:
+    """`output`.json and, with `answers`, a folder of that name. Raises UserError where they cannot be written."""
+    try:
+        make_folder(output.parent)
+        with atomic_write(f'{output}.json') as file:
+            json.dump(results, file, indent=2)
+        if answers is not None and said is not None:
+            answers.write(output, said)
+            answers.draw(output, said)
+    except OSError as error:
+        raise UserError(f'{output}.json cannot be written: {error.strerror}; give another folder, --eval-output '
+                        'FOLDER') from error
+    if answers is not None:
+        print(f'what it says of each image, and its mistakes: {output}')

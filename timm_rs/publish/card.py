@@ -10,8 +10,10 @@ from timm.models import model_entrypoint
 from timm_rs.data.builtin import is_builtin
 from timm_rs.files import RECIPES
 from timm_rs.models.complexity import measure_complexity
+from timm_rs.publish.repository import is_repo_id
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
+from timm_rs.tasks.classification import Classification
 from timm_rs.training.trained import Trained
 
 OURS = ('resnetrs', 'efficientnet_rs')
@@ -33,6 +35,13 @@ def public_recipe(trained: Trained) -> Recipe:
 def dataset_name(trained: Trained) -> str:
     """What the data is called: the dataset's name, or that of its folder."""
     return trained.validated_on.data
+
+
+def _is_on_the_hub(trained: Trained, dataset: str) -> bool:
+    """Whether that name of the training data is an id of the Hub: timm has read it there, or it is given as one."""
+    if dataset == dataset_name(trained):
+        return trained.recipe.dataset.startswith(('hfds/', 'hfids/'))
+    return is_repo_id(dataset)
 
 
 def _used_builtin(trained: Trained) -> bool:
@@ -68,7 +77,9 @@ def model_card(
         f'{trained.model.num_classes} classes, {size}.{ORIGIN if recipe.model.startswith(OURS) else ""}',
         f'timm alone has no such network: the code needs the package {needs}.' if needs else
         f'timm has this network as `{architecture}`, so timm alone loads it.',
-        f'## Use\n\n```python\n{_snippet(trained, repo_id, needs)}```',
+        f'## Use\n\n```python\n{_snippet(trained, repo_id, needs)}```'
+        + (f'\n\nWith transformers:\n\n```python\n{_transformers_snippet(trained, repo_id, needs)}```'
+           if _is_for_transformers(trained) else ''),
         f'## Results measured with these weights\n\n{_results(trained, dataset)}',
     ]
     if paper:
@@ -93,18 +104,24 @@ def model_card(
 
 
 def _header(trained: Trained, repo_id: str, license: str, dataset: str, needs: str | None) -> dict[str, Any]:
-    header: dict[str, Any] = dict(
-        tags=[trained.task.hub[0], 'timm', 'timm_rs'], pipeline_tag=trained.task.hub[0],
-        library_name=needs or 'timm',  # the Hub shows code of its own for timm, which would fail without the package
-        license=license, datasets=[dataset])
     kind, kind_name = trained.task.hub
+    is_on_the_hub = _is_on_the_hub(trained, dataset)
+    header: dict[str, Any] = dict(
+        tags=[kind, 'timm', *(['transformers'] if _is_for_transformers(trained) else []), 'timm_rs'], pipeline_tag=kind,
+        library_name=needs or 'timm',  # the Hub shows code of its own for timm, which would fail without the package
+        license=license)
+    if is_repo_id(trained.base_model):
+        header['base_model'] = trained.base_model
+    if is_on_the_hub:
+        header['datasets'] = [dataset]
     measured = [(metric.hub, trained.metrics[metric.name]) for metric in trained.task.metrics
                 if metric.hub and metric.name in trained.metrics]
     if measured:
         data, split = _measured_on(trained, dataset)
         header['model-index'] = [dict(name=repo_id.rpartition('/')[2], results=[dict(
             task=dict(type=kind, name=kind_name),
-            dataset=dict(type=data, name=data, split=split),
+            dataset=dict(type=data if is_on_the_hub and data == dataset else f'{trained.task.noun}folder', name=data,
+                         split=split),
             metrics=[dict(type=hub[0], name=hub[1], value=round(value, 3)) for hub, value in measured])])]
     return header
 
@@ -116,6 +133,24 @@ def _snippet(trained: Trained, repo_id: str, needs: str | None) -> str:
              *loading,
              'with torch.inference_mode():', *trained.task.usage(trained.model.num_classes)]
     return '\n'.join(([f'import {needs}'] if needs else []) + lines) + '\n'
+
+
+def _is_for_transformers(trained: Trained) -> bool:
+    """Whether transformers wraps such models of timm's: those that tell classes of images."""
+    return trained.task.hub[0] == Classification.hub[0]
+
+
+def _transformers_snippet(trained: Trained, repo_id: str, needs: str | None) -> str:
+    mode = 'L' if trained.data_config['input_size'][0] == 1 else 'RGB'
+    return '\n'.join([
+        *([f'import {needs}  # before the model is loaded: it makes the network known to timm'] if needs else []),
+        'import torch', 'from PIL import Image',
+        'from transformers import AutoImageProcessor, AutoModelForImageClassification', '',
+        f"processor = AutoImageProcessor.from_pretrained('{repo_id}')",
+        f"model = AutoModelForImageClassification.from_pretrained('{repo_id}').eval()",
+        f"x = processor(Image.open('image.jpg').convert('{mode}'))",
+        'with torch.inference_mode():', '    probabilities = model(**x).logits.softmax(dim=1)',
+        'print(model.config.id2label[probabilities.argmax().item()])']) + '\n'
 
 
 def _measured_on(trained: Trained, dataset: str) -> tuple[str, str]:

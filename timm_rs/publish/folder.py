@@ -14,7 +14,7 @@ from torch import nn
 
 import timm_rs
 from timm_rs.errors import UserError
-from timm_rs.files import atomic_folder
+from timm_rs.files import atomic_folder, read_json
 from timm_rs.models.resnet_rs import LAYERS, ResNetRS
 from timm_rs.models.resnet_rs_3d import ResNetRS3d, clip_shape
 from timm_rs.publish.card import dataset_name, model_card, package_of, public_recipe
@@ -89,7 +89,7 @@ def stock_twin(model: Any, model_kwargs: dict[str, Any], img_size: tuple[int, in
 
 
 def save_model(model: nn.Module, folder: Path, architecture: str, timm_rs: dict[str, Any], **options: Any) -> None:
-    """Write model.safetensors and config.json into `folder`, for timm's `local-dir:` and `hf-hub:`.
+    """Write model.safetensors and config.json into `folder`, for timm's `local-dir:` and `hf-hub:`, and transformers.
 
     Args:
         model: what timm builds under the name `architecture`.
@@ -100,6 +100,10 @@ def save_model(model: nn.Module, folder: Path, architecture: str, timm_rs: dict[
     """
     config = {'architecture': architecture, 'timm_rs': timm_rs, **options.pop('model_config', {})}
     save_for_hf(model, str(folder), safe_serialization=True, model_config=config, **options)
+    written = read_json(folder / CONFIG)
+    # timm finds it beside model_args, too; transformers hands both over, and Python takes an argument only once
+    written.get('model_args', {}).pop('num_classes', None)
+    (folder / CONFIG).write_text(json.dumps(written, indent=2), encoding='utf-8')
 
 
 def check_output(output: str | os.PathLike[str]) -> None:

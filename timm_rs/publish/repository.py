@@ -42,10 +42,16 @@ def local_paths(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Raise UserError unless `repo_id` is org/name, in characters and a length that the Hub accepts."""
+def is_repo_id(repo_id: str) -> bool:
+    """Whether `repo_id` is org/name, in characters and a length that the Hub accepts."""
     word = r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?'
-    if not re.fullmatch(f'{word}/{word}', repo_id) or '--' in repo_id or '..' in repo_id or len(repo_id) > 96:
+    return (re.fullmatch(f'{word}/{word}', repo_id) is not None and '--' not in repo_id and '..' not in repo_id
+            and len(repo_id) <= 96)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise UserError unless `repo_id` is a name on the Hub."""
+    if not is_repo_id(repo_id):
         raise UserError(f"'{repo_id}' is no name on the Hub: write org/name, with letters, digits, and single . _ -")
 
 

@@ -116,7 +116,8 @@ def add_knob(
     elif kind is dict:
         options.update(nargs='*', action=KeyValues, metavar='KEY=VALUE')
     elif kind is list:
-        options.update(nargs=metadata['nargs'] or '+', type=element, metavar='N')
+        shown = '|'.join(metadata['choices'] or ()) or 'N'
+        options.update(nargs=metadata['nargs'] or '+', type=element, metavar=shown)
     else:
         shown = '|'.join(filter(None, metadata['choices'] or ())) or kind.__name__.upper()
         options.update(type=kind, metavar=shown)

@@ -26,6 +26,16 @@ def is_pulled(path: str | os.PathLike[str]) -> bool:
             or any((folder / PULLED).is_file() or folder.name.startswith('models--') for folder in path.parents))
 
 
+def pulled_from(path: str | os.PathLike[str]) -> str:
+    """The repository of the Hub, org/name, that a file was fetched from, by us or into its cache; empty if none."""
+    for folder in Path(os.path.abspath(path)).parents:
+        if (note := folder / PULLED).is_file():
+            return note.read_text(encoding='utf-8').strip().partition('@')[0]
+        if folder.name.startswith('models--'):
+            return folder.name.removeprefix('models--').replace('--', '/')
+    return ''
+
+
 def check_code(path: str | os.PathLike[str], values: Mapping[str, Any], trusted: bool) -> str:
     """A line that says what the recipe at `path` runs besides timm_rs; empty for nothing.
 

@@ -167,6 +167,12 @@ class Recipe:
     output: str = knob('', 'folder of all runs (default: ./output/train)', free=True, private=True)
     experiment: str = knob('', 'name of this run\'s folder (default: date-model-size)', free=True, private=True)
     eval_metric: str = knob('top1', 'what model_best is chosen by: top1, top5 or loss')
+    log_wandb: bool = knob(False, 'log to Weights & Biases, as log_to wandb', free=True, private=True)
+    wandb_project: str | None = knob(None, 'project in W&B and trackio, experiment in MLflow', free=True, private=True)
+    wandb_tags: list[str] = knob([], 'tags in W&B', free=True, private=True)
+    wandb_resume_id: str = knob(
+        '', 'go on with the curve of this id in W&B; when empty, with that of the run\'s folder', free=True,
+        private=True)
 
     task: str = knob(
         'classification', 'what kind of work it is: classification, or module:Class for a task of your own',
@@ -182,9 +188,17 @@ class Recipe:
     freeze: str = knob(
         '', 'what training leaves as it is: backbone, all but the classifier, or a number of parts from the input on, '
         'the stem and stages; batch norm there keeps its statistics', block=True)
+    log_to: list[str] = knob(
+        [], 'where to watch the run live, by the rows of summary.csv: tensorboard (below its folder), wandb, trackio, '
+        'mlflow', choices=('tensorboard', 'wandb', 'trackio', 'mlflow'), block=True, free=True, private=True)
     patience: int = knob(
         0, 'end the run when so many evaluations in a row are no better than the best; 0: never', low=0, block=True,
         free=True)
+    class_weights: str = knob(
+        '', 'what images of each class count in the loss: auto, inverse to how many there are, or a CSV with the '
+        'columns class and weight', block=True, private=True)
+    balanced_sampling: bool = knob(
+        False, 'show each class equally often in an epoch, which stays as long', block=True)
     inflate: str = knob(
         '', 'make initial_checkpoint, of a plain ResNet for images, fit a network for clips: its kernels in the centre '
         'frame, or their mean in all', choices=('', 'centre', 'mean'), block=True, free=True)
@@ -195,8 +209,8 @@ class Recipe:
         'fast', 'fast: partial decoding and arrays; timm: timm\'s own loader (always, where data is streamed)',
         choices=('fast', 'timm'), block=True)
     decode: str = knob(
-        'exact', 'scaled: decode training JPEGs at 1/2, 1/4 or 1/8 where the crop stays large enough: faster, but not '
-        'the same pixels', choices=('exact', 'scaled'), block=True)
+        'exact', 'scaled: decode training JPEGs at 1/2, 1/4 or 1/8 where the crop stays large enough: faster for '
+        'photos of megapixels, but not the same pixels', choices=('exact', 'scaled'), block=True)
     max_bad_samples: int | None = knob(
         None, 'stop when more images than this cannot be read; when unset, 0.1 % of the data, at least 10', low=0,
         block=True, free=True)
@@ -260,6 +274,11 @@ class Recipe:
         """Whether mixup or cutmix is on: targets are then soft, and already smoothed."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
+    @property
+    def target_smoothing(self) -> float:
+        """Label smoothing of soft targets: none with class weights, where the loss smooths what it has weighted."""
+        return 0.0 if self.class_weights else self.smoothing
+
     def learning_rate(self, num_devices: int) -> float:
         """`lr`, or `lr_base` scaled from `lr_base_size` to the global batch (linearly; by the root for ada*, lamb)."""
         if self.lr is not None:
@@ -281,6 +300,8 @@ class Recipe:
     def public(self) -> 'Recipe':
         """Without what belongs to the machine that it ran on."""
         private = {name: getattr(Recipe(), name) for name, knob in FIELDS.items() if knob.metadata['private']}
+        if self.class_weights == 'auto':  # and no file
+            del private['class_weights']
         return dataclasses.replace(self, **private)
 
     @property

@@ -40,18 +40,18 @@ def check_value(name: str, value: Any, where: str, declared: type = Recipe) -> A
         value = [_scalar(name, element, item, where) for item in value]
         if field.metadata['nargs'] and len(value) != field.metadata['nargs']:
             raise RecipeError(f'{where}: {name} needs {field.metadata["nargs"]} values, got {len(value)}')
-        numbers = value
+        items = value
     else:
         value = _scalar(name, kind, value, where)
         if not is_plain(value):
             raise RecipeError(f'{where}: {name} may hold text, numbers, true, false, lists and mappings, got {value!r}')
-        numbers = [value]
+        items = [value]
     choices = field.metadata['choices']
-    if choices and value not in choices:
-        shown = ', '.join(repr(choice) for choice in choices)
-        raise RecipeError(f'{where}: {name} must be one of {shown}, got {value!r}.{nearest(str(value), choices)}')
-    for number in numbers:
-        _check_number(name, number, field.metadata, where)
+    for item in items:
+        if choices and item not in choices:
+            shown = ', '.join(repr(choice) for choice in choices)
+            raise RecipeError(f'{where}: {name} must be one of {shown}, got {item!r}.{nearest(str(item), choices)}')
+        _check_number(name, item, field.metadata, where)
     return value
 
 
@@ -333,8 +333,13 @@ def as_yaml(value: Any) -> str:
 
 
 def changed_knobs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """'lr 0.1 -> 0.2' for each value, in both recipes, that decides what a run computes and is not that of before."""
-    free = {name for name, knob in FIELDS.items() if knob.metadata['free']}
+    """'lr 0.1 -> 0.2' for each value, in both recipes, that decides what a run computes and is not that of before.
+
+    Knobs of tasks are compared one by one, since a version before may not have had one of them.
+    """
+    free = {name for name, knob in FIELDS.items() if knob.metadata['free']} | {'task_knobs'}
+    before, now = ({**values, **{f'{task}.{name}': value for task, knobs in values.get('task_knobs', {}).items()
+                                 for name, value in knobs.items()}} for values in (before, now))
     return [f'{name} {before[name]!r} -> {now[name]!r}' for name in now
             if name in before and name not in free and before[name] != now[name]
             and as_yaml(before[name]) != as_yaml(now[name])]  # a command line's tuple is a list in YAML

@@ -7,7 +7,7 @@ from typing import Any
 ABSENT: dict[str, Any] = dict(
     fuser='', torchscript=False, model_dtype=None, synchronize_step=False, aug_splits=0, jsd_loss=False, resplit=False,
     drop_connect=None, split_bn=False, model_ema_force_cpu=False, save_images=False, no_prefetcher=False, tta=0,
-    use_multi_epochs_loader=False, log_wandb=False, wandb_project=None, wandb_tags=[], wandb_resume_id='',
+    use_multi_epochs_loader=False,
     train_img_sizes=None, train_batch_sizes=None, train_size_probs=None, train_size_schedule='constant',
     train_size_schedule_spread=0.65, train_size_random_mix=0.1, train_batches_per_epoch=None,
     variable_batch_loss_scale='none', naflex_loader=False, naflex_train_seq_lens=[128, 256, 576, 784, 1024],

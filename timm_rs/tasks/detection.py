@@ -22,13 +22,14 @@ from timm_rs.tasks.average_precision import Judged, check_installed, coco_precis
 from timm_rs.tasks.backbone import BackboneTask, check_num_classes
 from timm_rs.tasks.segmentation import voc_colours
 from timm_rs.tasks.task import Metric
-from timm_rs.transforms.boxes import BLANK, CROWD, Boxes, BoxTransform
+from timm_rs.transforms.boxes import BLANK, CROWD, Boxes, BoxTransform, clipped
 from timm_rs.transforms.create import create_limits
 from timm_rs.transforms.joint import JointTransform, fitted
 
 
 class Detection(BackboneTask):
-    """Targets (N, max_boxes, 6) float32, as `transforms.boxes` has them; losses by name, or boxes for each image.
+    """Targets (N, max_boxes, 6) float32, in evaluation with the images' areas, as `transforms.boxes` has them; losses
+    by name, or boxes for each image.
 
     Coordinates are those of the network's images. Overlaps are the same at images' own sizes, for all is scaled alike.
     """
@@ -49,6 +50,7 @@ class Detection(BackboneTask):
             choices=('faster_rcnn', 'retinanet'))
         pyramid_channels: int = knob(256, 'channels of the feature pyramid', low=1)
         head_channels: int = knob(1024, 'of faster_rcnn: channels of the layers that see what is in a box', low=1)
+        sampled_boxes: int = knob(512, 'of faster_rcnn: boxes of an image that these layers train on', low=1)
         finest: int = knob(0, 'stride of the finest level of the pyramid: 4, 8 or 16; 0: 4 of faster_rcnn, 8 of '
                               'retinanet', low=0, high=16)
         coarser_levels: bool = knob(True, 'levels beyond stride 32: 64 of faster_rcnn, 64 and 128 of retinanet')
@@ -117,7 +119,8 @@ class Detection(BackboneTask):
         knobs = self.knobs
         return create_detection_network(num_classes=num_classes or 1, network=dict(
             detector=knobs.detector, channels=knobs.pyramid_channels, head_channels=knobs.head_channels,
-            finest=knobs.finest, coarser_levels=knobs.coarser_levels, anchor_scale=knobs.anchor_scale), **arguments)
+            sampled_boxes=knobs.sampled_boxes, finest=knobs.finest, coarser_levels=knobs.coarser_levels,
+            anchor_scale=knobs.anchor_scale), **arguments)
 
     def forward(self, model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Any:
         """In training the losses by name, which the model makes itself."""
@@ -137,8 +140,8 @@ class Detection(BackboneTask):
         """Boxes of at least `min_score` with names and scores, the best on top."""
         tall, wide = pixels.shape[:2]
         height, width = map(float, fitted(torch.tensor(tall), torch.tensor(wide), size))
-        boxes, scores, labels = (outputs[0][key].cpu().numpy() for key in ('boxes', 'scores', 'labels'))
-        boxes = (boxes * np.array([wide / width, tall / height] * 2)).clip(0, [wide, tall, wide, tall])
+        rows = found_within(outputs[0], width, height).numpy()
+        boxes, labels, scores = rows[:, :4] * ([wide / width, tall / height] * 2), rows[:, 4].astype(int), rows[:, 5]
         shown = [index for index in range(len(scores)) if scores[index] >= min_score]
         texts = {index: f'{names[labels[index]] if names else f"class {labels[index]}"} {100 * scores[index]:.0f} %'
                  for index in shown}
@@ -172,10 +175,19 @@ def trained_on(rows: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(boxes=kept[:, :4], labels=kept[:, 4].long())
 
 
+def found_within(found: dict[str, torch.Tensor], width: float, height: float) -> torch.Tensor:
+    """Boxes that a network found, as rows (D, 6) float64 on the host, which end with label and score.
+
+    Of each what is within an image of `width` and `height`; networks see padding beside it and below.
+    """
+    rows = torch.cat([found['boxes'], found['labels'][:, None], found['scores'][:, None]], 1)
+    return clipped(rows.double().cpu(), width, height)
+
+
 class Detections:
     """All boxes, kept on the host: precision is of a whole data set.
 
-    Every process gets the numbers, which one of them computes.
+    Boxes end where the image does. Every process gets the numbers, which one of them computes.
     """
 
     def __init__(self, device: Device):
@@ -185,8 +197,9 @@ class Detections:
         for found, rows in zip(outputs, targets.cpu(), strict=True):
             if rows[0, 4] == BLANK:
                 continue
-            self.images.append(Judged(rows[rows[:, 4] >= 0].double().numpy(), torch.cat([
-                found['boxes'], found['labels'][:, None], found['scores'][:, None]], 1).double().cpu().numpy()))
+            width, height = rows[-1, 2:4].tolist()
+            self.images.append(Judged(rows[rows[:, 4] >= 0].double().numpy(),
+                                      found_within(found, width, height).numpy()))
 
     def compute(self) -> dict[str, float]:
         images = self.device.gather(self.images)

@@ -1,6 +1,6 @@
 """What the loop, the loader, the log, the checkpoints and the model card ask of a task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import timm
@@ -61,6 +61,7 @@ class Task:
         parts: what outputs are of, such as 'each pixel'; empty where they are of whole images.
         is_of_videos: whether samples are videos, and the network sees clips of them.
         starts_with_classes: whether the classes of `initial_checkpoint` are those of the data.
+        is_of_classes: whether each sample is of one class: outputs are logits (N, classes), targets indices (N,).
         knobs: an instance of `Knobs`.
         best_by: the metric that `model_best` is chosen by.
     """
@@ -74,6 +75,7 @@ class Task:
     parts: ClassVar[str] = ''
     is_of_videos: ClassVar[bool] = False
     starts_with_classes: ClassVar[bool] = True
+    is_of_classes: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe):
         """Raises UserError for a recipe that asks for what this task does not have."""
@@ -86,6 +88,10 @@ class Task:
                 raise RecipeError(f'{where}: unknown key {unknown}.{nearest(str(unknown), declared)}')
             self.knobs = self.Knobs(**{
                 name: check_value(name, value, where, self.Knobs) for name, value in given.items()})
+        if not self.is_of_classes and (wrong := [
+                name for name in ('class_weights', 'balanced_sampling') if getattr(recipe, name)]):
+            raise UserError(f'{wrong[0]} is for samples of one class each, which task {self.name} does not have: leave '
+                            'it out')
         if other := next((name for name in recipe.task_knobs if name != self.name or not self.Knobs), None):
             raise RecipeError(f'{BLOCK}: {other} has knobs of another task: this one is {self.name}')
         # timm's default, top1, stands for the first metric of a task that has none of this name.
@@ -102,6 +108,10 @@ class Task:
     def open_split(self, recipe: Recipe, split: str, is_training: bool) -> AnyDataset:
         """One split of the data. Raises UserError where it cannot be used."""
         return open_split(recipe, split, is_training)
+
+    def describe(self, dataset: Any, num_outputs: int) -> list[str]:
+        """What there is to say of training data, in lines, before training."""
+        return []
 
     def classes(self, dataset: Any) -> dict[Any, int]:
         """Names of the model's outputs, by the data: name -> index. Empty where outputs have no names."""
@@ -171,6 +181,10 @@ class Task:
     def results(self, computed: dict[str, float]) -> dict[str, float]:
         """What an evaluator computed, as it stands in the evaluation's JSON."""
         return {metric.name: computed[metric.name] for metric in self.metrics}
+
+    def caption(self, target: Any, names: Sequence[str]) -> str:
+        """What the target of one image says, below it; `names` are those of the model's outputs. Empty for nothing."""
+        return ''
 
     def loading(self, data_config: dict[str, Any]) -> tuple[str, list[str]]:
         """For a model card, an import, and lines of Python that make a batch `x` for `model`."""

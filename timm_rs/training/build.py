@@ -30,7 +30,7 @@ from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.task import Task
 from timm_rs.training.checkpoint import describe, load_plain, load_weights, read_checkpoint
 from timm_rs.training.ema import create_ema
-from timm_rs.training.pretrained import check_hub
+from timm_rs.training.pretrained import base_model, check_hub
 from timm_rs.training.schedule import create_optimizer, create_schedule
 from timm_rs.training.state import StepSettings, Training
 from timm_rs.transforms.create import check_mode
@@ -81,7 +81,9 @@ def create_training(model: Any, data_config: dict[str, Any], recipe: Recipe, dev
         in_a_row=device.put(torch.zeros(1)), data_config=data_config, train_loader=loader,
         frozen=frozen, updates_per_epoch=updates_per_epoch, num_epochs=num_epochs,
         origin=dict(arch=recipe.model, args=dataclasses.asdict(recipe),
-                    global_batch=recipe.images_per_update(device.num_devices)))
+                    global_batch=recipe.images_per_update(device.num_devices),
+                    base_model=base_model(recipe.model, recipe.pretrained,
+                                          recipe.initial_checkpoint or recipe.pretrained_path)))
 
 
 def create_step_settings(recipe: Recipe) -> StepSettings:

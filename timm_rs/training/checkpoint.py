@@ -41,6 +41,10 @@ class Checkpoints:
     def best(self) -> tuple[int, float] | None:
         return self.history[0] if self.history else None
 
+    def is_better(self, epoch: int, metric: float) -> bool:
+        """Whether `metric` in `epoch` would be the best so far."""
+        return self.best is None or self._rank((epoch, metric)) < self._rank(self.best)
+
     def newest_first(self) -> list[Path]:
         """All checkpoints of the run that it can go on from, whole or not: the one that got furthest comes first."""
         return self._sorted(LAST, f'checkpoint-*{SUFFIX}', f'recovery-*{SUFFIX}')
@@ -280,7 +284,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 raise UserError(f'checkpoint {path} has no weights in its {name}: {key} is a {type(value).__name__}')
     if isinstance(content.get('args'), argparse.Namespace):
         content |= dict(args=vars(content['args']), is_foreign=True)
-    for name, kind in (('arch', str), ('epoch', int), ('args', dict), ('data', dict)):
+    for name, kind in (('arch', str), ('epoch', int), ('args', dict), ('data', dict), ('base_model', str)):
         if not isinstance(content.get(name), kind):  # other programs mean something else by it
             content.pop(name, None)
     classes = content.get('data', {}).get('classes') or {}

@@ -16,6 +16,7 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.progress import track
 from timm_rs.tasks.task import Task
+from timm_rs.training.answers import Answers
 from timm_rs.training.guard import DeviceGuard, Guard
 from timm_rs.training.runlog import Progress
 from timm_rs.training.state import Position, StepSettings, Training
@@ -111,18 +112,23 @@ def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
 @torch.no_grad()
 def evaluate(
         model: nn.Module, loader: Batches, task: Task, settings: StepSettings, device: Device, label: str = 'evaluate',
-        heed: Callable[[], None] = lambda: None) -> dict[str, float]:
+        heed: Callable[[], None] = lambda: None, answers: Answers | None = None) -> dict[str, float]:
     """The task's metrics of `model` and `num_samples`, over all processes.
 
     Every sample counts once; those with a blank target (padding, bad files) do not. After each batch `heed` may raise
-    to break off. Raises UserError if no sample counts.
+    to break off. What the model says of each sample goes to `answers`, if there are any. Raises UserError if no
+    sample counts.
     """
     model.eval()
     evaluator = task.evaluator(device)
+    if answers is not None:
+        answers.start()
     for images, targets in track(loader, label, total=len(loader), enabled=device.is_primary):
         with device.autocast(settings.dtype):
             outputs = task.forward(model, device.in_layout(images, settings.channels_last), targets)
         evaluator.update(outputs, targets)
+        if answers is not None:
+            answers.add(outputs, targets)
         device.end_step()
         if loader.is_exact:  # else processes may have different numbers of batches, and would wait for ever
             heed()
@@ -130,10 +136,15 @@ def evaluate(
 
 
 def validate(
-        training: Training, loader: Batches, device: Device, heed: Callable[[], None]) -> dict[str, float]:
-    """The summary's columns eval_*: of the weights, or of their average when one is kept (then eval_raw_* besides)."""
+        training: Training, loader: Batches, device: Device, heed: Callable[[], None], answers: Answers | None = None
+) -> dict[str, float]:
+    """The summary's columns eval_*: of the weights, or of their average when one is kept (then eval_raw_* besides).
+
+    `answers` are of what eval_* is of.
+    """
     def columns(model: nn.Module, prefix: str, label: str = 'evaluate') -> dict[str, float]:
-        found = evaluate(model, loader, training.task, training.settings, device, label, heed)
+        found = evaluate(model, loader, training.task, training.settings, device, label, heed,
+                         None if prefix == 'eval_raw_' else answers)
         return {prefix + name: value for name, value in found.items() if name != 'num_samples'}
     if training.average is None:
         return columns(training.model, 'eval_')

@@ -1,16 +1,31 @@
-"""Published weights, which timm fetches: from the cache or the Hub, else a sentence at once that names other ways."""
+"""Published weights: fetched by timm from the cache or the Hub, else a sentence at once; whose a run began with."""
 
 import socket
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import timm
 from huggingface_hub import constants, try_to_load_from_cache
 
 from timm_rs.errors import UserError
+from timm_rs.recipe.foreign import pulled_from
 
 PATIENCE = 5.0  # seconds until the Hub is out of reach; its own library tries for more than a minute
 FILES = 'model.safetensors', 'pytorch_model.bin'
+
+
+def base_model(model: str, pretrained: bool, file: str | None) -> str:
+    """The repository of the Hub, org/name, whose weights a run begins with; empty if there is none.
+
+    That is where `file` was fetched from, if it begins with one, else that of the published weights of `model`.
+    """
+    if file:
+        return pulled_from(file)
+    if not pretrained:
+        return ''
+    folder = model.removeprefix('local-dir:')
+    return _repository(model) if folder == model else pulled_from(Path(folder, 'config.json'))
 
 
 def check_hub(model: str) -> None:

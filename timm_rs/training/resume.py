@@ -113,6 +113,7 @@ def _resume_from(
     if not (recipe.allow_recipe_change or recipe.no_resume_opt):
         changed = changes(content['data'], now) if 'data' in content else []
         _check_recipe(training.origin['args'], content.get('args') or {}, source, changed)
+    training.origin['base_model'] = content.get('base_model') or training.origin['base_model']
     load_weights(training.model, content['state_dict'], source)
     if training.ema is not None:
         load_weights(training.ema.module, content.get('state_dict_ema') or content['state_dict'], source)

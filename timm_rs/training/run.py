@@ -21,7 +21,9 @@ from timm_rs.files import atomic_write
 from timm_rs.models.complexity import count_parameters
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import to_yaml
+from timm_rs.training.answers import CONFUSION, PREDICTIONS, SAMPLES, Answers, Said, draw_samples, open_answers
 from timm_rs.training.checkpoint import BEST, Checkpoints
+from timm_rs.training.curves import Curves
 from timm_rs.training.engine import NonFiniteError
 from timm_rs.training.faults import deaf_to_worker_deaths, explain, is_worker_death
 from timm_rs.training.interruption import Interruption, Stopped
@@ -29,9 +31,11 @@ from timm_rs.training.lock import FolderLock
 from timm_rs.training.resume import checkpoint_state, resume
 from timm_rs.training.runlog import Progress, Summary, open_folder, since_best
 from timm_rs.training.state import Position, Training
+from timm_rs.training.trackers import Trackers, open_trackers
 
 
-def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any, validation_set: Any) -> 'Run':
+def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any, validation_set: Any,
+             eval_loader: Batches | None) -> 'Run':
     """The folder of the run, made or found again, and `training` at the `position` where it goes on.
 
     Raises UserError when the folder cannot be written, holds another run, or a checkpoint cannot be resumed;
@@ -40,13 +44,13 @@ def open_run(recipe: Recipe, training: Training, device: Device, train_set: Any,
     with contextlib.ExitStack() as until_it_runs:
         lock = until_it_runs.enter_context(FolderLock())
         folder = device.on_primary(lambda: open_folder(recipe, training.data_config['input_size'][-1], lock))
-        run = _open_run(folder, lock, recipe, training, device, train_set, validation_set)
+        run = _open_run(folder, lock, recipe, training, device, train_set, validation_set, eval_loader)
         until_it_runs.pop_all()
     return run
 
 
 def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training, device: Device, train_set: Any,
-              validation_set: Any) -> 'Run':
+              validation_set: Any, eval_loader: Batches | None) -> 'Run':
     best_by = training.task.best_by
     metric, lower_is_better = (
         (f'eval_{best_by.name}', not best_by.higher_is_better) if validation_set is not None else ('train_loss', True))
@@ -65,9 +69,14 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
         recipe.max_bad_samples, position.update > 0,
         [*getattr(train_set, 'left_out', ()), *getattr(validation_set, 'left_out', ())])
     device.on_primary(partial(_write_start, folder, to_yaml(recipe), classes, summary))
+    num_outputs = training.model.num_classes
+    for line in training.task.describe(train_set, num_outputs) if device.is_primary else ():
+        print(line, flush=True)
+    if device.is_primary and not position.update:
+        _draw(folder / SAMPLES, draw_samples, training.train_loader, training.task, classes, num_outputs)
     device.say(
         f'{recipe.model}: {count_parameters(training.model):.2f} M parameters, '
-        f'{training.data_config["input_size"][-1]} px, {training.model.num_classes} classes, {len(train_set)} training '
+        f'{training.data_config["input_size"][-1]} px, {num_outputs} classes, {len(train_set)} training '
         f'{training.task.noun}s; lr {training.optimizer.defaults["lr"]:.4g}; '
         f'{device.num_devices} x {device.torch_device}; '
         + (f'epochs {position.epoch + 1} to {training.num_epochs}' if position.epoch < training.num_epochs
@@ -78,9 +87,12 @@ def _open_run(folder: Path, lock: FolderLock, recipe: Recipe, training: Training
         device.say(
             f'the warm-up of {recipe.warmup_epochs} epochs does not end within the {training.num_epochs} of this run: '
             f'the learning rate stays below {training.optimizer.defaults["lr"]:.4g} unless you lower --warmup-epochs')
-    return Run(lock, training, device, position, checkpoints, summary, bad_samples, metric,
+    answers = open_answers(training.task, eval_loader, classes, num_outputs, device)
+    trackers = Trackers()
+    device.on_primary(partial(open_trackers, recipe, folder, summary.rows, trackers))
+    return Run(lock, training, device, position, checkpoints, summary, bad_samples, answers, metric,
                Interruption(recipe.checkpoint_interval_minutes, recipe.recovery_interval, recipe.stop_timeout),
-               recipe.patience)
+               recipe.patience, trackers)
 
 
 def _write_start(folder: Path, arguments: str, classes: dict[Any, int], summary: Summary) -> None:
@@ -96,23 +108,26 @@ def _write_start(folder: Path, arguments: str, classes: dict[Any, int], summary:
 class Run:
     """Around the loop, as a context manager: signals are heard inside, and what goes wrong becomes a sentence.
 
-    Without a fault it ends with the curves drawn and the best epoch named. `progress` and `position` are for the loop.
+    It ends with the curves drawn, and without a fault with the mistakes drawn and the best epoch named. `progress`,
+    `position` and `answers` are for the loop.
     """
 
     def __init__(self, lock: FolderLock, training: Training, device: Device, position: Position,
-                 checkpoints: Checkpoints, summary: Summary, bad_samples: BadSamples, metric: str,
-                 interruption: Interruption, patience: int = 0):
-        """`lock` ends with the run; `metric` is the column of the summary that the best checkpoint is chosen by.
+                 checkpoints: Checkpoints, summary: Summary, bad_samples: BadSamples, answers: Answers | None,
+                 metric: str, interruption: Interruption, patience: int, trackers: Trackers):
+        """`lock` and `trackers` end with the run; `metric` is the column that the best checkpoint is chosen by.
 
         After `patience` evaluations in a row that are no better than the best the run ends; 0: never.
         """
-        self.lock, self.patience = lock, patience
+        self.lock, self.patience, self.trackers, self.answers = lock, patience, trackers, answers
         self.training, self.device, self.position, self.checkpoints = training, device, position, checkpoints
         self.summary, self.bad_samples, self.metric, self.interruption = summary, bad_samples, metric, interruption
         self.progress = Progress(
             training.updates_per_epoch, position.update, training.num_epochs, enabled=device.is_primary)
         self.folder = checkpoints.folder
+        self.curves = Curves(self.folder / 'curves.png', training.task.metrics, metric)
         self.go_on = f'continue with --experiment {self.folder.name} --resume auto'
+        self.unwritten: Said | None = None  # of the best epoch, while it is in no file
         self.unsaved = ''  # why the last attempt to save came to nothing
         self._say_what_a_stop_loses()
 
@@ -173,15 +188,36 @@ class Run:
         position.start_epoch(epoch + 1)
         if is_evaluated:
             self.summary.rows.append(row)
+            said = None if self.answers is None else self.answers.gather()
             is_usable = math.isfinite(row.get('eval_loss', 0.0))  # weights of NaN may still get the first class right
-            self._save(self._save_epoch, epoch, row[self.metric] if is_usable else math.nan)
+            self._save(self._save_epoch, epoch, row[self.metric] if is_usable else math.nan, said)
         scores = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name not in ('epoch', 'lr'))
         self.progress.say(f'epoch {epoch + 1}/{training.num_epochs} done in '
                           f'{time.perf_counter() - self.started:.1f} s:  {scores}')
 
-    def _save_epoch(self, state: dict[str, Any], epoch: int, metric: float) -> None:
+    def _save_epoch(self, state: dict[str, Any], epoch: int, metric: float, said: Said | None) -> None:
+        """Save a checkpoint and, of the best epoch, what the model `said` of the validation data.
+
+        That comes first: a run that is killed between the two makes the epoch again, and both anew.
+        """
+        if not math.isnan(metric) and self.checkpoints.is_better(epoch, metric):
+            self.unwritten = said
+        problem = _problem_of(self._write_answers)
         self.checkpoints.save(state, epoch, metric)
         self.summary.write()
+        self.trackers.update(self.summary.rows)
+        self._draw_curves()
+        if problem:
+            raise UserError(problem)
+
+    def _draw_curves(self, at_once: bool = False) -> None:
+        epoch, metric = self.checkpoints.best or (None, math.nan)
+        self.curves.update(self.summary.rows, None if math.isnan(metric) else epoch, at_once)
+
+    def _write_answers(self) -> None:
+        if self.answers is not None and self.unwritten is not None:
+            self.answers.write(self.folder, self.unwritten)
+            self.unwritten = None
 
     def _save(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Save in the primary process; what prevents it is no reason to stop, the next attempt may succeed."""
@@ -232,23 +268,39 @@ class Run:
                 raise explained from None
         finally:
             self.progress.close()
+            if self.device.is_primary:
+                self._draw_curves(at_once=True)
+                self.trackers.close(failed=error is not None)
         if error is None and self.device.is_primary:
             self._finish()
 
     def _finish(self) -> None:
         if self.unsaved:
             raise UserError(self.unsaved)
-        picture = self.folder / 'curves.png'
-        try:
-            self.summary.draw(picture, self.training.task.metrics)
-        except Exception as error:  # fonts, caches and disks: whatever it is, the run is complete without
-            print(f'warning: {picture} could not be drawn: {first_line(error)}')
         if self.checkpoints.best:
             epoch, metric = self.checkpoints.best
             if math.isnan(metric):
                 raise UserError('no epoch ended with a loss that is finite, so there is no best one: lower the '
                                 'learning rate, warm up longer or clip gradients')
+            if self.answers is not None:
+                _draw(self.folder / CONFUSION, self._draw_answers, self.answers)
             print(f'best {self.metric} {metric:.4g} in epoch {epoch + 1}: {self.folder / BEST}')
+
+    def _draw_answers(self, picture: Path, answers: Answers) -> None:
+        """Of the best epoch, which may be one of before this process: what was said of it is read again."""
+        if said := answers.read(self.folder):
+            answers.draw(picture.parent, said)
+        else:
+            print(f'{self.folder} has no {PREDICTIONS} of this data; train.py --eval {self.folder} makes it, and '
+                  'pictures of the mistakes')
+
+
+def _draw(picture: Path, draw: Callable[..., None], *arguments: Any) -> None:
+    """Call `draw`; whatever goes wrong with fonts, caches and disks, the run is complete without a picture."""
+    try:
+        draw(picture, *arguments)
+    except Exception as error:
+        print(f'warning: {picture} could not be drawn: {first_line(error)}')
 
 
 def _problem_of(function: Callable[..., Any], *arguments: Any) -> str:

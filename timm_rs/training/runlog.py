@@ -1,4 +1,4 @@
-"""What people see of a run: the progress line, summary.csv and curves.png."""
+"""What people see of a run: the progress line and summary.csv; its folder."""
 
 import contextlib
 import csv
@@ -14,10 +14,9 @@ from timm.models import safe_model_name
 from tqdm import tqdm
 
 from timm_rs.errors import UserError
-from timm_rs.files import make_folder, read_csv, save_figure, write_csv
+from timm_rs.files import make_folder, read_csv, write_csv
 from timm_rs.progress import on_terminal
 from timm_rs.recipe.knobs import Recipe
-from timm_rs.tasks.task import Metric
 from timm_rs.training.lock import FolderLock
 
 
@@ -40,7 +39,8 @@ class DataHint:
             return None
         self.given = True
         return (f'training waits for data {100 * share:.0f} % of the time: give more --workers if cores are idle, pack '
-                'the images once with tools/pack_dataset.py, or try --decode scaled')
+                'the images once with tools/pack_dataset.py, or, for photos of megapixels, try '
+                '--decode scaled')
 
 
 class Progress:
@@ -130,30 +130,6 @@ class Summary:
             write_csv(self.path, self.rows, lineterminator='\r\n')  # as timm ends them
         except OSError as error:
             raise UserError(f'{self.path} could not be written: {error.strerror or error}') from error
-
-    def draw(self, path: Path, metrics: Sequence[Metric]) -> None:
-        """Plot loss, `metrics` and learning rate over epochs into `path` (PNG)."""
-        from matplotlib.figure import Figure  # heavy, and only needed here
-        curves = {'loss': {'train_loss': 'training', 'eval_loss': 'validation'}}
-        for metric in metrics:
-            if metric.name != 'loss':
-                curves.setdefault(metric.axis or metric.heading, {})[f'eval_{metric.name}'] = metric.label
-        if (best := metrics[0]).name != 'loss':
-            curves[best.axis or best.heading][f'eval_raw_{best.name}'] = f'{best.label} without averaging'
-        curves['learning rate'] = {'lr': ''}
-        figure = Figure(figsize=(4 * len(curves), 3.6), layout='constrained')
-        for panel, (title, columns) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
-            for column, label in columns.items():
-                points = [(int(row['epoch']) + 1, float(row[column])) for row in self.rows
-                          if row.get(column) not in (None, '')]
-                if points:
-                    panel.plot(*zip(*points, strict=True), marker='.', label=label)
-            panel.set(title=title, xlabel='epoch')
-            panel.grid(alpha=0.3)
-            panel.xaxis.get_major_locator().set_params(integer=True)
-            if panel.get_legend_handles_labels()[1]:
-                panel.legend()
-        save_figure(path, figure)
 
 
 def open_folder(recipe: Recipe, size: int, lock: FolderLock) -> Path:

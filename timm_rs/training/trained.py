@@ -23,9 +23,9 @@ MEASURED = ('summary.csv', 'eval.json')
 MADE_BY_TIMM = {'model', 'num_classes', 'img_size', 'crop_pct', 'gp'}  # names that its arguments always have
 # Knobs of free text that are taken from a recipe that comes with weights. None of them is opened or fetched here, and
 # what is looked up by their name is timm's or ours; `data_dir` is what the data is called.
-TEXTS = {'aa', 'data_dir', 'dataset', 'device_modules', 'eval_metric', 'freeze', 'input_img_mode', 'input_key',
-         'interpolation', 'model', 'model_kwargs', 'opt', 'opt_kwargs', 'target_key', 'task', 'torchcompile',
-         'torchcompile_mode', 'train_interpolation', 'train_split', 'val_split'}
+TEXTS = {'aa', 'class_weights', 'data_dir', 'dataset', 'device_modules', 'eval_metric', 'freeze', 'input_img_mode',
+         'input_key', 'interpolation', 'model', 'model_kwargs', 'opt', 'opt_kwargs', 'target_key', 'task',
+         'torchcompile', 'torchcompile_mode', 'train_interpolation', 'train_split', 'val_split'}
 # Arguments of timm.create_model that are no model's: files and places to fetch from.
 NOT_OF_MODELS = {'checkpoint_path', 'cache_dir', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay'}
 
@@ -46,6 +46,7 @@ class Trained:
         class_names: by class index, where the run recorded them.
         files: what goes along unchanged, name on the Hub -> path.
         measured_on: what `metrics` are of; None: the validation split of the training.
+        base_model: the repository of the Hub, org/name, whose weights the run began with; empty: none.
     """
     model: Any
     recipe: Recipe
@@ -58,6 +59,7 @@ class Trained:
     files: dict[str, Path]
     class_names: list[str] | None = None
     measured_on: Setting | None = None
+    base_model: str = ''
 
     @property
     def validated_on(self) -> Setting:
@@ -101,7 +103,7 @@ def read_run(path: str | Path, weights: str | None = None, trusted: bool = False
         measured = Measured(metrics, None, create_setting(recipe, data_config))
     return Trained(model.eval(), recipe, task, data_config, weights, None if epoch is None else epoch + 1,
                    measured.metrics, measured.images, files, _class_names(path, content, model.num_classes),
-                   measured.setting)
+                   measured.setting, content.get('base_model', ''))
 
 
 def _recipe_of(path: Path, content: dict[str, Any], trusted: bool) -> Recipe:

@@ -10,7 +10,8 @@ from torchvision.transforms.v2 import functional
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Pixels, open_picture
 from timm_rs.transforms.joint import JointTransform, check_same_size
 
-NO_BOX, BLANK = -1, -2  # instead of a label: in rows without a box; in all rows of an image that does not count
+# Instead of a label: in rows without a box; in all rows of an image that does not count; for the image's own area.
+NO_BOX, BLANK, AREA = -1, -2, -3
 DIFFICULT, CROWD = 1, 2  # set aside in evaluation; CROWD is not trained on either
 
 
@@ -47,8 +48,9 @@ class BoxTransform(JointTransform):
     """An encoded (or PIL) image, its `Boxes` and a seed -> pixels (height, width, C) uint8, and boxes (max_boxes, 6).
 
     As `JointTransform` has images. Boxes go with them, are cut at the edges, and those of which nothing is left, in
-    training not a whole pixel, are dropped with their labels. The other rows have `NO_BOX` for a label. Raises BadImage
-    for an image that cannot be used, for boxes of an image of another size, and for more of them than `max_boxes`.
+    training not a whole pixel, are dropped with their labels. The other rows have `NO_BOX` for a label. In evaluation
+    there is one more, the last, with `AREA`: what the image covers of the pixels. Raises BadImage for an image that
+    cannot be used, for boxes of an image of another size, and for more of them than `max_boxes`.
     """
 
     def __init__(self, mode: str, size: tuple[int, int], fill: tuple[int, ...], max_boxes: int,
@@ -66,14 +68,15 @@ class BoxTransform(JointTransform):
             if self.augment is None:
                 height, width = self._fitted((picture.height, picture.width))
                 factors = rows.new_tensor([width / picture.width, height / picture.height])
-                return self(source, seed), self._padded(torch.cat([rows[:, :4] * factors.repeat(2), rows[:, 4:]], 1))
+                boxes = self._padded(torch.cat([rows[:, :4] * factors.repeat(2), rows[:, 4:]], 1))
+                return self(source, seed), torch.cat([boxes, rows_of([[0, 0, width, height, AREA, AREA]])])
             pixels, boxes = self._augmented(picture, tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
                 rows[:, :4], format='XYXY', canvas_size=(picture.height, picture.width)), seed)
             boxes, kept = functional.sanitize_bounding_boxes(boxes)
             return pixels, self._padded(torch.cat([boxes.as_subclass(torch.Tensor), rows[kept, 4:]], 1))
 
     def blank(self) -> torch.Tensor:
-        return torch.full((self.max_boxes, 6), BLANK, dtype=torch.float32)
+        return torch.full((self.max_boxes + (self.augment is None), 6), BLANK, dtype=torch.float32)
 
     def _padded(self, rows: torch.Tensor) -> torch.Tensor:
         padded = torch.full((self.max_boxes, 6), NO_BOX, dtype=torch.float32)

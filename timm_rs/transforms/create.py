@@ -22,6 +22,7 @@ from timm_rs.transforms.decode import DEFAULT_LIMITS, Limits, Picture, Pixels, o
 from timm_rs.transforms.official_crops import EvalCrop, OfficialEvalCrop, OfficialTrainCrop, TrainCrop
 from timm_rs.transforms.official_randaugment import RandAugment
 from timm_rs.transforms.sample import SampleTransform
+from timm_rs.transforms.timm_augment import OnArrays, can_do
 
 CropStep: TypeAlias = Callable[[Picture, Rng], Pixels]
 PixelStep: TypeAlias = Callable[[Pixels, Rng], Pixels]
@@ -113,7 +114,8 @@ def _create_transform(recipe: Recipe, data_config: dict[str, Any], is_training: 
     else:
         crop = WholeImage(only_middle=resizes_whole(steps[0]))
     return Transform(recipe.image_mode, crop, _on_arrays(
-        steps, official_randaugment(recipe.aa) if recipe.randaugment == 'tf' else None), create_limits(recipe))
+        steps, recipe.image_mode, official_randaugment(recipe.aa) if recipe.randaugment == 'tf' else None),
+        create_limits(recipe))
 
 
 def create_limits(recipe: Recipe) -> Limits:
@@ -157,13 +159,15 @@ def official_randaugment(aa: str | None) -> RandAugment:
     return RandAugment(int(found[1]), int(found[2]))
 
 
-def _on_arrays(steps: Sequence[Any], randaugment: RandAugment | None) -> list[PixelStep]:
-    """timm's `steps` on arrays: ours in place of those we have, all others on PIL images, neighbours in one go."""
+def _on_arrays(steps: Sequence[Any], mode: str, randaugment: RandAugment | None) -> list[PixelStep]:
+    """timm's `steps` on arrays, ours in place of them. Neighbours that draw from one seed are all on PIL images
+    where one of them, or the images' `mode`, is nothing for arrays."""
     done: list[PixelStep] = []
     ours: Iterator[Any] = (_on_array(step, randaugment) or step for step in steps)
-    for on_array, group in itertools.groupby(ours, lambda step: isinstance(step, (Flip, RandAugment))):
+    for is_ours, group in itertools.groupby(ours, lambda step: isinstance(step, (Flip, RandAugment))):
         neighbours = list(group)
-        done += neighbours if on_array else [OnPil(neighbours)]
+        on_arrays = mode == 'RGB' and all(map(can_do, neighbours))
+        done += neighbours if is_ours else [OnArrays(neighbours) if on_arrays else OnPil(neighbours)]
     return done
 
 

@@ -135,12 +135,12 @@ class RandAugment:
 
 def autocontrast(image: Pixels) -> Pixels:
     """Stretch each channel to 0..255."""
-    return _map_channels(image, _stretching_table)
+    return map_channels(image, _stretching_table)
 
 
 def equalize(image: Pixels) -> Pixels:
     """Flatten the histogram of each channel."""
-    return _map_channels(image, _equalizing_table)
+    return map_channels(image, _equalizing_table)
 
 
 def posterize(image: Pixels, bits: int) -> Pixels:
@@ -162,7 +162,7 @@ def solarize_add(image: Pixels, addend: int) -> Pixels:
 
 def brightness(image: Pixels, factor: float) -> Pixels:
     """Move away from black."""
-    return cv2.LUT(image, _blend(np.zeros_like(_LEVELS), _LEVELS.copy(), factor))
+    return cv2.LUT(image, blend(np.zeros_like(_IDENTITY), _IDENTITY, factor))
 
 
 def contrast(image: Pixels, factor: float, constant: bool = True) -> Pixels:
@@ -172,13 +172,12 @@ def contrast(image: Pixels, factor: float, constant: bool = True) -> Pixels:
     """
     height, width, _ = image.shape
     gray = min(height * width // 256, 255) if constant else int(grayscale(image).mean() + 0.5)
-    return cv2.LUT(image, _blend(np.full_like(_LEVELS, gray), _LEVELS.copy(), factor))
+    return cv2.LUT(image, blend(np.full_like(_IDENTITY, gray), _IDENTITY, factor))
 
 
 def color(image: Pixels, factor: float) -> Pixels:
     """Move away from the luminance of each pixel."""
-    gray = cv2.cvtColor(grayscale(image), cv2.COLOR_GRAY2RGB)
-    return _blend(gray.astype(np.float32), image.astype(np.float32), factor)
+    return blend(cv2.cvtColor(grayscale(image), cv2.COLOR_GRAY2RGB), image, factor)
 
 
 def sharpness(image: Pixels, factor: float) -> Pixels:
@@ -192,9 +191,8 @@ def sharpness(image: Pixels, factor: float) -> Pixels:
     for y in range(3):  # TensorFlow's order: float32 sums depend on it, and by a truncation so do pixels
         for x in range(3):
             cv2.add(smooth, (five_times if y == x == 1 else once)[y:y + height, x:x + width], dst=smooth)
-    np.trunc(np.minimum(smooth, 255, out=smooth), out=smooth)
     result = image.copy()
-    result[1:-1, 1:-1] = _blend(smooth, image[1:-1, 1:-1].astype(np.float32), factor)
+    result[1:-1, 1:-1] = blend(np.minimum(smooth, 255).astype(np.uint8), image[1:-1, 1:-1], factor)
     return result
 
 
@@ -238,17 +236,16 @@ def grayscale(image: Pixels) -> Pixels:
 
 # ---- parts ------------------------------------------------------------------------------------------------------
 
-def _blend(start: npt.NDArray[np.float32], end: npt.NDArray[np.float32], factor: float) -> Pixels:
-    """From `start` through `end` (overwritten): `factor` 0 is the first, 1 the second, more goes beyond."""
-    end -= start
-    end *= np.float32(factor)
-    end += start
-    np.maximum(end, 0, out=end)
-    np.minimum(end, 255, out=end)
-    return end.astype(np.uint8)
+def blend(start: Pixels, end: Pixels, factor: float) -> Pixels:
+    """From `start` through `end`, in float32: `factor` 0 is the first, 1 the second, more goes beyond."""
+    values = cv2.subtract(end, start, dtype=cv2.CV_32F)
+    values *= np.float32(factor)
+    values = cv2.add(values, start, dtype=cv2.CV_32F)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8).reshape(start.shape)
 
 
-def _map_channels(image: Pixels, table_of: Callable[[Pixels], Pixels]) -> Pixels:
+def map_channels(image: Pixels, table_of: Callable[[Pixels], Pixels]) -> Pixels:
+    """`image` with each channel looked up in the table (256,) that `table_of` makes of it."""
     return cv2.merge([cv2.LUT(plane, table_of(plane)) for plane in cv2.split(image)])
 
 
