@@ -63,8 +63,8 @@ def test_every_program_has_help_with_an_example_and_no_page_names_other_options(
                            check=True).stdout
     for beginning in ('usage: ', 'examples?:'):
         assert len(re.findall(f'^{beginning}', shown, re.MULTILINE)) == len(programs)
-    torchruns = {'--nproc-per-node', '--max-restarts'}
-    known = set(re.findall(r'--[a-z][a-z-]+', shown)) | torchruns
+    of_others = {'--nproc-per-node', '--max-restarts', '--logdir'}  # torchrun's, tensorboard's
+    known = set(re.findall(r'--[a-z][a-z-]+', shown)) | of_others
     for path, page in PAGES.items():
         assert set(re.findall(r'--[a-z][a-z-]+', page)) <= known, path.name
 

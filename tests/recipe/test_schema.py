@@ -31,7 +31,7 @@ def test_what_train_py_shows_fits_it():
 @pytest.mark.parametrize('text', [
     'epoch: 3', 'epochs: three', 'epochs: 0', 'epochs: 1.5', 'smoothing: 1.0', 'scale: [0.1]', 'amp_dtype: half',
     'amp: 1', 'ema_ramp: tf', 'timm_rs: {epochs: 3}', 'timm_rs: {ema_ramp: thin}',
-    'timm_rs: {detection: {detektor: x}}', 'model_kwargs: [1]'])
+    'timm_rs: {detection: {detektor: x}}', 'model_kwargs: [1]', 'timm_rs: {log_to: [paper]}'])
 def test_what_no_recipe_may_say_is_marked(text):
     with pytest.raises(jsonschema.ValidationError):
         VALIDATOR.validate(yaml.safe_load(text))

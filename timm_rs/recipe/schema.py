@@ -38,8 +38,10 @@ def _knob(name: str, declared: type, default: Any) -> dict[str, Any]:
         found['items'] = dict(type=_TYPES[element], **number)
         if metadata['nargs']:
             found |= dict(minItems=metadata['nargs'], maxItems=metadata['nargs'])
+        if metadata['choices']:
+            found['items']['enum'] = [*metadata['choices']]
     else:
         found |= number
-    if metadata['choices']:
-        found['enum'] = [*metadata['choices'], *([None] if optional else [])]
+        if metadata['choices']:
+            found['enum'] = [*metadata['choices'], *([None] if optional else [])]
     return found | dict(default=default, description=metadata['help'][:1].upper() + metadata['help'][1:] + '.')
