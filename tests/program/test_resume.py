@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY, assert_equal, load_tool
 
+import timm_rs.training.run
 from timm_rs.data import loader as fast_loader
 from timm_rs.programs import train
 from timm_rs.training.checkpoint import Checkpoints
@@ -68,7 +69,7 @@ def assert_same_run(whole, part):
         assert_equal(content(whole / name), content(part / name), name)
     for name in ('summary.csv', 'predictions.csv', 'samples.png'):
         there = [(folder / name).read_bytes() for folder in (whole, part) if (folder / name).exists()]
-        assert there in ([], [there[0]] * 2), name
+        assert len(there) != 1 and len(set(there)) <= 1, name
     first, second = ({path.name for path in folder.iterdir() if 'recovery' not in path.name}
                      for folder in (whole, part))
     assert first == second
@@ -180,6 +181,7 @@ def test_another_batch_size_keeps_the_place_in_the_data(run, image_folder, tmp_p
             seen.append(ticket)
         return genuine(self, ticket)
     monkeypatch.setattr(fast_loader.TransformedSamples, '__getitem__', noting)
+    monkeypatch.setattr(timm_rs.training.run, 'draw_samples', lambda *_: None)  # which reads some of them, too
     arguments = [*BASE, '--data-dir', image_folder, '--epochs', 1, '--experiment', 'a', '--recovery-interval', 2]
     with monkeypatch.context() as patches:
         patches.setattr(Checkpoints, 'save', lambda *_: None)  # which removes checkpoints within the epoch

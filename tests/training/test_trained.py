@@ -104,7 +104,8 @@ def test_facts_of_another_kind_end_in_a_line_or_are_not_taken(facts, tiny_run, t
 
 def test_numbers_and_words_are_taken_and_names_of_files_are_not():
     texts = {name for name, field in FIELDS.items() if 'str' in str(field.type) and not field.metadata['choices']}
-    assert {name for name in texts if not is_taken(name)} == {*FILES, 'device'}
+    assert {name for name in texts if not is_taken(name)} == {
+        *FILES, 'device', 'wandb_project', 'wandb_resume_id', 'wandb_tags'}
     assert not is_taken('dataset_trust_remote_code') and is_taken('lr') and is_taken('preprocessing')
 
 
