@@ -44,7 +44,7 @@ def rows_of(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more', [[], HARDER], ids=['plain', 'harder'])
+@pytest.mark.parametrize('more', [[], pytest.param(HARDER, marks=pytest.mark.long)], ids=['plain', 'harder'])
 def test_it_is_killed_resumes_to_the_bit_and_evaluates(run, data, whole, more, tmp_path):
     arguments = [*ARGUMENTS, *data, *more, '--output', tmp_path]
     if more:

@@ -496,8 +496,8 @@ def test_a_signal_to_the_whole_group_saves_and_exits_with_its_code(arguments, tm
 
 # ---- two runs in one folder --------------------------------------------------------------------------------------
 
-@pytest.mark.slow
-@pytest.mark.parametrize('ranks', [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('ranks', [1, 2])
 def test_a_second_run_in_a_folder_ends_with_3_and_a_kill_frees_it(run, arguments, tmp_path, ranks):
     settings = [*arguments, '--batch-size', 4, '--epochs', 100_000, '--workers', 1, '--experiment', 'a']
     with started(*settings, folder=tmp_path / 'runs', ranks=ranks) as first:

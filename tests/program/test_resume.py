@@ -80,7 +80,7 @@ def assert_same_run(whole, part):
     HARD,
     ['--workers', 2, *HARD],
     ['--grad-accum-steps', 4, '--sched-on-updates', '--warmup-epochs', 1, *HARD],  # windows of 4 and 2 batches
-    ['--amp', '--amp-dtype', 'bfloat16', '--channels-last'],
+    pytest.param(['--amp', '--amp-dtype', 'bfloat16', '--channels-last'], marks=pytest.mark.long),  # emulated, mostly
     ['--amp', '--amp-dtype', 'float16', '--clip-grad', 1.0],
     ['--opt', 'adamw', '--sched', 'plateau', '--patience-epochs', 0, '--eval-metric', 'loss'],
     ['--sched', 'step', '--decay-epochs', 1, '--lr-noise', 0.0, 1.0, '--mixup', 0.5, '--mixup-off-epoch', 1],

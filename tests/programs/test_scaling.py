@@ -40,7 +40,7 @@ def call(capsys):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_goes_on_past_points_that_fail_and_trains_nothing_twice(study, call, tmp_path):
     arguments = study(axes=dict(width=[0.25, 0.01], aa=['nonsense']))
     code, out, err = call('run', *arguments, '--at-once', 2)
