@@ -62,7 +62,7 @@ class Recorded:
             yield reported
             before = counted()
 
-    def validate(self, training, loader, device, heed):
+    def validate(self, training, loader, device, heed, answers):
         before = counted()
 
         def note() -> None:
@@ -70,7 +70,7 @@ class Recorded:
             self.batches.append(since(before))
             heed()
             before = counted()
-        return VALIDATE(training, loader, device, note)
+        return VALIDATE(training, loader, device, note, answers)
 
     def build_model(self, *arguments):
         model, data_config = BUILD_MODEL(*arguments)

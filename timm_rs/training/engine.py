@@ -140,11 +140,10 @@ def validate(
 ) -> dict[str, float]:
     """The summary's columns eval_*: of the weights, or of their average when one is kept (then eval_raw_* besides).
 
-    `answers` are of what eval_* is of.
+    `answers` are of what eval_* is of, the last pass; both have them, so that a compiled pass is of one graph.
     """
     def columns(model: nn.Module, prefix: str, label: str = 'evaluate') -> dict[str, float]:
-        found = evaluate(model, loader, training.task, training.settings, device, label, heed,
-                         None if prefix == 'eval_raw_' else answers)
+        found = evaluate(model, loader, training.task, training.settings, device, label, heed, answers)
         return {prefix + name: value for name, value in found.items() if name != 'num_samples'}
     if training.average is None:
         return columns(training.model, 'eval_')
