@@ -3,6 +3,7 @@
 Each of them is what a program does from the command line. What people can fix is a `timm_rs.errors.UserError`.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from timm_rs.recipe.declaring import RecipeError, nearest
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import DEFAULTS, check_value, read_file
 from timm_rs.tasks import find_task
+from timm_rs.tasks.task import Task
 from timm_rs.training.checkpoint import checkpoint_in
 
 
@@ -42,9 +44,8 @@ def train(recipe: Recipe, on_epoch: Callable[[dict[str, Any]], object] = lambda 
 
     Raises UserError as train.py ends with one; SystemExit, with everything saved, where a signal, Ctrl-C, stops it.
     """
-    recipe, task = create_run_task(recipe, _sources(recipe))
-    with open_device(recipe, _sources(recipe)) as device:
-        return run_training(recipe, task, device, on_epoch)
+    with _begun(recipe) as begun:
+        return run_training(*begun, on_epoch)
 
 
 def evaluate(run: str | os.PathLike[str], **values: Any) -> dict[str, Any]:
@@ -59,10 +60,8 @@ def evaluate(run: str | os.PathLike[str], **values: Any) -> dict[str, Any]:
     path = checkpoint_in(Path(run))
     if not path.exists():
         raise UserError(f'{run}: there is no such run or checkpoint')
-    recipe = read_recipe(path.with_name('args.yaml'), **values)
-    recipe, task = create_run_task(recipe, _sources(recipe))
-    with open_device(recipe, _sources(recipe)) as device:
-        return run_evaluation(path, recipe, task, device)
+    with _begun(read_recipe(path.with_name('args.yaml'), **values)) as begun:
+        return run_evaluation(path, *begun)
 
 
 def load_run(run: str | os.PathLike[str]) -> Source:
@@ -86,10 +85,14 @@ def predict(
     return predict_images(source, found, top_k, device=Device(device))
 
 
-def _sources(recipe: Recipe) -> dict[str, str]:
-    """Where values are from, as far as that matters: what is at its default was not asked for."""
-    return {field.name: 'default' if getattr(recipe, field.name) == getattr(DEFAULTS, field.name) else 'recipe'
-            for field in dataclasses.fields(recipe)}
+@contextlib.contextmanager
+def _begun(recipe: Recipe) -> Iterator[tuple[Recipe, Task, Device]]:
+    """The recipe with all its knobs, its task, its device. What is at its default was not asked for."""
+    sources = {field.name: 'default' if getattr(recipe, field.name) == getattr(DEFAULTS, field.name) else 'recipe'
+               for field in dataclasses.fields(recipe)}
+    recipe, task = create_run_task(recipe, sources)
+    with open_device(recipe, sources) as device:
+        yield recipe, task, device
 
 
 def _plain(value: Any) -> Any:
