@@ -14,6 +14,7 @@ import ast
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe.declaring import nearest
@@ -36,10 +37,16 @@ def main(argv: list[str] | None = None) -> None:
             return
         if name not in known:
             raise UserError(f'unknown command {name}.{nearest(name, known)} (see timm-rs --help)')
+        program = program_of(name)
         if name == 'eval':
             name, rest = 'train', rest if rest[:1] in ([word] for word in HELP) else ['--eval', *rest]
         sys.argv = [f'timm-rs {name}', *rest]  # what programs call themselves
-        importlib.import_module('timm_rs.programs.' + name.replace('-', '_')).main(rest)
+        program.main(rest)
+
+
+def program_of(command: str) -> Any:
+    """The module whose `main` is the command."""
+    return importlib.import_module('timm_rs.programs.' + ('train' if command == 'eval' else command.replace('-', '_')))
 
 
 def commands() -> dict[str, str]:

@@ -13,6 +13,7 @@ from timm_rs.publish.convert import (
 )
 from timm_rs.publish.convert_3d import create_network
 from timm_rs.publish.folder import check_output
+from timm_rs.recipe.command_line import Parser
 
 EXAMPLE = """example:
   python tools/convert_checkpoint.py --model resnetrs_101 --tag tf_i160_in1k \\
@@ -26,8 +27,7 @@ Reading them needs the extra: pip install -e ".[convert]"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument('source', metavar='SRC',
                         help='folder or prefix of a TensorFlow checkpoint, its .tar.gz, or a Keras .h5')
     parser.add_argument('--model', required=True, metavar='M', help='such as resnetrs_101, or resnetrs3d_50')

@@ -16,6 +16,7 @@ from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import atomic_write
 from timm_rs.models import PAPER_POINTS
 from timm_rs.models.complexity import Complexity, measure_complexity
+from timm_rs.recipe.command_line import Parser
 
 COLUMNS = ('model', 'img_size', 'params_m', 'gmacs', 'gflops', 'macts')
 EXAMPLE = """example:
@@ -27,8 +28,7 @@ EXAMPLE = """example:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument('models', nargs='*', metavar='MODEL',
                         help="timm model, with or without tag (default: the paper's points)")
     parser.add_argument('--img-size', type=int, metavar='N', help='pixels of a side (default: of the model)')

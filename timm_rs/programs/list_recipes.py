@@ -1,11 +1,11 @@
 """Write the table of train_recipes/README.md from the recipes' own headers."""
 
-import argparse
 import re
 from pathlib import Path
 
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import RECIPES, atomic_write
+from timm_rs.recipe.command_line import Parser
 from timm_rs.recipe.reading import read_file
 
 START, END = '<!-- table: tools/list_recipes.py -->', '<!-- end of table -->'
@@ -16,8 +16,7 @@ EXAMPLE = """example:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument('--write', action='store_true', help='replace the table in train_recipes/README.md')
     args = parser.parse_args(argv)
     with exit_on_user_error():

@@ -44,7 +44,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if not action.option_strings and not all(word.strip() for word in arg_strings):  # an unset variable of a shell
+        is_place = not action.option_strings and action.nargs != argparse.REMAINDER
+        if is_place and not all(word.strip() for word in arg_strings):  # an unset variable of a shell
             self.error(f'{action.metavar or action.dest} is empty; write . for the current folder')
         return super()._get_values(action, arg_strings)
 

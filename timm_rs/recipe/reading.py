@@ -214,10 +214,11 @@ def find_recipe(name: str | os.PathLike[str]) -> Path:
     Names may be written as in a checkout, too: train_recipes/rs50.yaml. What is neither is returned as a path.
     """
     path = Path(name)
-    return path if path.is_file() else _shipped().get(_plain(path), path)
+    return path if path.is_file() else shipped_recipes().get(_plain(path), path)
 
 
-def _shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with timm_rs, by their names."""
     return {_plain(path.relative_to(RECIPES)): path for path in sorted(RECIPES.rglob('*.yaml'))}
 
 
@@ -267,7 +268,7 @@ def read_file(path: str | os.PathLike[str], say: Callable[[str], None] = lambda 
             from the Hub that names code of others, unless it is `trusted`.
     """
     path = find_recipe(path)
-    content = read_mapping(path, 'recipe', _shipped())
+    content = read_mapping(path, 'recipe', shipped_recipes())
     block = content.pop(BLOCK, None) or {}
     if not isinstance(block, dict):
         raise RecipeError(f'{path}: {BLOCK} must be a block of "key: value" lines, got {block!r}')
