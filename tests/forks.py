@@ -1,11 +1,58 @@
-"""train.py in forked processes, which need not import torch again."""
+"""Programs in forked processes, which need not import torch again."""
 
 import os
 import signal
 import socket
+import subprocess
+import sys
 import traceback
 
+from conftest import ROOT
+
 from timm_rs.programs import train
+
+TRAIN = (ROOT / 'train.py').read_text()
+
+
+class ForkedPython(subprocess.Popen):
+    """What `Popen(['python', '-c', PROGRAM, *ARGUMENTS])` is, given [PROGRAM, *ARGUMENTS]; but for `cwd`."""
+
+    def _execute_child(self, words, *rest):  # what Popen begins its process with
+        environment, ends = rest[5], rest[9:15]
+        self.pid = os.fork()
+        self._child_created = True
+        if not self.pid:
+            become(*words, environment=environment or {}, stdout=ends[3], stderr=ends[5])
+        self._close_pipe_fds(*ends)
+
+
+def become(program, *arguments, environment, stdout, stderr):
+    """End this process as one that ran `program`."""
+    code = 1
+    try:
+        for end, number in ((stdout, 1), (stderr, 2)):
+            if end != -1:
+                os.dup2(end, number)
+        sys.stdout, sys.stderr = (open(number, 'w', closefd=False) for number in (1, 2))  # noqa: SIM115
+        sys.argv = ['-c', *map(str, arguments)]
+        os.environ.update(environment)
+        exec(program, {'__name__': '__main__'})
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run_forked(*words):
+    """The same until it ends: exit code, stdout and stderr."""
+    with ForkedPython(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
 
 
 def in_forks(arguments, environments, before=lambda: None):

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY
+from forks import TRAIN, ForkedPython, run_forked
 
 from timm_rs.programs import train
 from timm_rs.training import checkpoint
@@ -37,17 +38,16 @@ def arguments(image_folder):
 
 
 @contextlib.contextmanager
-def started(*arguments, folder, ranks=1, **environment):
-    """train.py in processes of their own, as torchrun starts them when there are several."""
+def started(*arguments, folder, ranks=1, before='', **environment):
+    """train.py in processes of their own, as torchrun starts them when there are several; `before`: lines of Python."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         group = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(probe.getsockname()[1]), WORLD_SIZE=str(ranks))
     processes = []
     for rank in range(ranks):
-        variables = os.environ | environment | (group | dict(RANK=str(rank), LOCAL_RANK=str(rank)) if ranks > 1 else {})
-        processes.append(subprocess.Popen(
-            [sys.executable, ROOT / 'train.py', *map(str, arguments), '--output', folder], text=True, env=variables,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        variables = environment | (group | dict(RANK=str(rank), LOCAL_RANK=str(rank)) if ranks > 1 else {})
+        processes.append(ForkedPython([before + TRAIN, *arguments, '--output', folder], text=True, env=variables,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
         yield processes
     finally:
@@ -113,9 +113,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with exit_on_user_error():
     Checkpoints(Path({str(tmp_path)!r}), 2, False).save({{'state_dict': {{'a': torch.zeros(100_000)}}}}, 1, 2.0)
 '''
-    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 2, result
-    assert 'could not be written' in result.stderr and 'Earlier checkpoints are intact' in result.stderr
+    code, _, err = run_forked(program)
+    assert code == 2 and 'could not be written' in err and 'Earlier checkpoints are intact' in err, (code, err)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
@@ -408,8 +407,7 @@ with Interruption(0, 0, 60) as interruption:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 '''
-    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert (result.returncode, result.stdout, result.stderr) == (130, '15\n', '')
+    assert run_forked(program) == (130, '15\n', '')
 
 
 def test_what_torchrun_passes_on_is_no_second_signal(monkeypatch):
@@ -437,9 +435,9 @@ with Interruption(0, 0, 0.5, '; lost'):
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     {HANGS[hang]}
 '''
-    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert result.returncode == 143 and result.stderr.count('\n') == 1, result
-    assert 'SIGTERM came 0.5 s ago' in result.stderr and 'ended without saving; lost' in result.stderr
+    code, _, err = run_forked(program)
+    assert code == 143 and err.count('\n') == 1, (code, err)
+    assert 'SIGTERM came 0.5 s ago' in err and 'ended without saving; lost' in err
 
 
 def test_saving_may_take_longer_than_a_hang():
@@ -455,8 +453,7 @@ with Interruption(0, 0, 0.2) as interruption:
     time.sleep(0.5)
     print('saved')
 '''
-    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert (result.returncode, result.stdout, result.stderr) == (0, 'saved\n', '')
+    assert run_forked(program) == (0, 'saved\n', '')
 
 
 @pytest.mark.slow
@@ -496,7 +493,6 @@ def test_a_signal_to_the_whole_group_saves_and_exits_with_its_code(arguments, tm
 
 # ---- two runs in one folder --------------------------------------------------------------------------------------
 
-@pytest.mark.long
 @pytest.mark.parametrize('ranks', [1, 2])
 def test_a_second_run_in_a_folder_ends_with_3_and_a_kill_frees_it(run, arguments, tmp_path, ranks):
     settings = [*arguments, '--batch-size', 4, '--epochs', 100_000, '--workers', 1, '--experiment', 'a']
@@ -545,31 +541,23 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_any_number_goes_on(run,
     assert load(tmp_path / 'runs/a/last.pth.tar')['place']['update'] == 3 * (newest['epoch'] + 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('is_asynchronous', [
-    pytest.param(False, marks=pytest.mark.long, id='the host decides'), pytest.param(True, id='the device decides')])
+@pytest.mark.parametrize('is_asynchronous', [False, True], ids=['the host decides', 'the device decides'])
 def test_a_bad_batch_of_one_process_is_left_out_by_both(arguments, tmp_path, is_asynchronous):
-    program = f'''
-import math, os, sys, train
+    spoiling = f'''
+import math, os
 from timm_rs.data.loader import Loader
 from timm_rs.device.torch_device import Device
 Device.is_asynchronous = {is_asynchronous}
-''' + '''
-from timm_rs.errors import exit_on_user_error
 genuine = Loader.__iter__
 def spoiling(self):
     for index, (images, targets) in enumerate(genuine(self)):
         yield images * math.nan if index == 1 and os.environ['RANK'] == '1' else images, targets
 Loader.__iter__ = spoiling
-with exit_on_user_error():
-    train.main(sys.argv[1:])
 '''
-    (tmp_path / 'spoiled.py').write_text(program)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-               str(tmp_path / 'spoiled.py'), *map(str, arguments), '--batch-size', '4', '--output', str(tmp_path),
-               '--experiment', 'a', '--epochs', '1', '--val-split', '']
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
-    assert result.returncode == 0, result.stderr
+    with started(*arguments, '--batch-size', 4, '--experiment', 'a', '--epochs', 1, '--val-split', '', folder=tmp_path,
+                 ranks=2, before=spoiling) as processes:
+        errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     state = load(tmp_path / 'a/last.pth.tar')
     assert state['place']['skipped'] == 1 and state['place']['update'] == 3
     assert state['place']['skipped_in_a_row'] == 0

@@ -14,6 +14,7 @@ import timm
 import torch
 import yaml
 from conftest import ROOT, TINY, assert_equal, write_images
+from forks import TRAIN, ForkedPython
 from PIL import Image
 from timm.models import load_checkpoint
 
@@ -478,9 +479,8 @@ def test_program_exits_with_status_2_and_no_traceback(tmp_path):
 
 @pytest.mark.slow
 def test_interrupt_says_how_to_continue_and_leaves_a_checkpoint(image_folder, tmp_path):
-    command = [sys.executable, ROOT / 'train.py', *TINY, '--data-dir', image_folder, '--output', tmp_path,
-               '--experiment', 'a', '--epochs', '100000']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [TRAIN, *TINY, '--data-dir', image_folder, '--output', tmp_path, '--experiment', 'a', '--epochs', 100_000]
+    with ForkedPython(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while 'epoch 2/100000 done' not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, failure, load_tool
+from forks import ForkedPython
 
 from timm_rs.benchmark import gpu_check
 from timm_rs.benchmark.gpu_check import OUR_LINE, SETUPS, TIMMS_LINE, Part, Settings, Verdict, check, link_photos
@@ -92,7 +93,7 @@ gpu_check.PARTS['a'] = gpu_check.Part(1, 'sleeps', lambda settings, shell: shell
 with gpu_check.scratch_folder() as scratch:
     gpu_check.check(gpu_check.Settings(Path({str(tmp_path)!r}), scratch, 2, True, None), ['a'])
 """
-    process = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, cwd=ROOT)
+    process = ForkedPython([program], stdout=subprocess.PIPE)
     log, deadline = tmp_path / 'log.txt', time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and log.read_text().split()[-1:] and
                                                log.read_text().split()[-1].isdigit()):

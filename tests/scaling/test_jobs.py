@@ -1,14 +1,12 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
 
 import pytest
-from conftest import ROOT
+from forks import ForkedPython
 
 from timm_rs.scaling import jobs
 from timm_rs.scaling.jobs import Job, Pool, Signals, run_jobs
@@ -198,7 +196,7 @@ def is_alive(pid):
 
 def test_a_killed_driver_leaves_no_process_and_it_saves_itself(job, tmp_path):
     one = job('one')
-    with subprocess.Popen([sys.executable, '-c', DRIVER, tmp_path], cwd=ROOT) as driver:
+    with ForkedPython([DRIVER, tmp_path]) as driver:
         wait_for((tmp_path / 'one/count').exists)
         pid = int(starts(one)[0].split()[0])
         driver.kill()

@@ -2,15 +2,12 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
-import regression
 import torch
-from conftest import ROOT, TINY, assert_equal
+from conftest import TINY, assert_equal
+from forks import die_in_the_second_epoch, in_forks
 
 from timm_rs.data.loader import create_eval_loader
 from timm_rs.device.torch_device import Device
@@ -23,20 +20,6 @@ from timm_rs.training.trained import read_run
 
 ARGUMENTS = [*TINY, '--task', 'regression:Regression', '--step', '0.5', '--lr', '0.01', '--recovery-interval', '1',
              '--model-ema', '--model-ema-decay', '0.5']
-DYING = '''
-import os, signal, sys
-from timm_rs.programs import train
-genuine = train.train_updates
-def dying(training, loader, device, position, progress):
-    for reported in genuine(training, loader, device, position, progress):
-        yield reported
-        if position.update == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-train.train_updates = dying
-train.main(sys.argv[1:])
-'''
-
-
 @pytest.fixture
 def data(image_folder):
     (image_folder / 'validation/cat/0.jpg').write_bytes(b'')  # its target is blank
@@ -48,10 +31,8 @@ def test_it_trains_is_killed_resumes_to_the_bit_and_evaluates(run, data, tmp_pat
     folder = tmp_path / 'runs'
     whole = run(*ARGUMENTS, *data, '--experiment', 'whole')
     assert whole.code == 0, whole.err
-    killed = subprocess.run(
-        [sys.executable, '-c', DYING, *ARGUMENTS, *data, '--output', folder, '--experiment', 'cut'], cwd=tmp_path,
-        env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.path.dirname(regression.__file__)])))
-    assert killed.returncode == -signal.SIGKILL
+    cut = [*ARGUMENTS, *data, '--output', folder, '--experiment', 'cut']
+    assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
     torch.manual_seed(1)
     resumed = run(*ARGUMENTS, *data, '--experiment', 'cut', '--resume', 'auto')
     assert resumed.code == 0 and 'resuming from checkpoint' in resumed.out and 'recovery-1-1' in resumed.out

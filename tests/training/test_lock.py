@@ -5,10 +5,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from forks import ForkedPython
 
 from timm_rs.training.lock import FolderBusy, FolderLock
 
@@ -28,8 +27,7 @@ time.sleep(100)
 @pytest.fixture
 def holder(tmp_path):
     """A process that has the lock of `tmp_path`, and the id of its child, which lives on."""
-    command = [sys.executable, '-c', HOLD, tmp_path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with ForkedPython([HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as process:
         child = int(process.stdout.readline())
         yield process
         process.kill()

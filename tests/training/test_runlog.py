@@ -4,13 +4,11 @@ import math
 import os
 import pty
 import struct
-import subprocess
-import sys
 import termios
 import time
 
 import pytest
-from conftest import ROOT
+from forks import ForkedPython
 
 from timm_rs.errors import UserError
 from timm_rs.training.runlog import DataHint, Progress, Summary, since_best
@@ -80,13 +78,12 @@ def test_other_processes_stay_silent(capsys):
 
 
 def test_terminal_gets_a_bar_and_a_pipe_gets_lines(capsys):
-    program = [sys.executable, '-c', BAR]
     exec(BAR, {})
     piped = capsys.readouterr()
     assert piped.out.count('update') == 6 and '\r' not in piped.out + piped.err
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 160, 0, 0))
-    with subprocess.Popen(program, stdout=slave, stderr=slave, cwd=ROOT) as process:
+    with ForkedPython([BAR], stdout=slave, stderr=slave) as process:
         os.close(slave)
         shown = b''
         while True:
