@@ -14,22 +14,19 @@ example:
   python studies/finetuning.py --seeds 3 --csv results/finetuning.csv
 """
 
-import argparse
-import statistics
-import subprocess
-import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from seeds import ROOT, ahead, by_network, draw_seeds, run_seeds, spread, study_parser, trained
 
 from timm_rs.data.builtin import load_digits
-from timm_rs.files import read_csv, save_figure, write_csv
+from timm_rs.files import save_figure
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / 'train_recipes'
 EPOCHS = Recipe(**read_file(RECIPES / 'finetune.yaml')).epochs
 DIGITS = ['--model', 'resnetrs', '--model-kwargs', 'depth=26', 'width=0.25', '--img-size', 64, '--crop-pct', 1.0,
@@ -40,38 +37,20 @@ NETWORKS: dict[str, list[Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, 3, 'output/finetuning')
     parser.add_argument('--images', type=int, nargs='+', default=[10, 40], metavar='N',
                         help='of each class to fine-tune on [10 40]')
-    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='[3]')
-    parser.add_argument('--first-seed', type=int, default=0, metavar='S', help='[0]')
-    parser.add_argument('--folder', type=Path, default=Path('output/finetuning'), metavar='D', help='for all runs')
-    parser.add_argument('--csv', type=Path, default=None, metavar='FILE', help='rows are put there')
-    arguments, arguments.options = parser.parse_known_args()
-    rows: list[dict[str, Any]] = []
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        rows += run_seed(arguments, seed)
-        if arguments.csv:
-            write_csv(arguments.csv, rows)
-            draw(rows, arguments.csv.with_suffix('.png'))
-    report(rows)
+    report(run_seeds(parser, run_seed, draw))
 
 
-def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+def run_seed(arguments: Namespace, seed: int) -> list[dict[str, Any]]:
     """Train the networks of one seed, those that are not trained yet, and give a row for each."""
     place = arguments.folder / str(seed)
 
     def train(name: str, images: int, recipe: str, data: Path, *options: Any) -> dict[str, Any]:
-        experiment = f'{name} {images}' if images else name
-        run = place / experiment
-        if not (run / 'done').exists():
-            command = [ROOT / 'train.py', '--recipe', RECIPES / recipe, '--data-dir', data, '--seed', seed, '--output',
-                       place, '--experiment', experiment, '--resume', 'auto', *DIGITS, *options]
-            if subprocess.run([sys.executable, *map(str, command)]).returncode:
-                raise SystemExit(f'{experiment} of seed {seed} failed')
-            (run / 'done').touch()
-        last = [row for row in read_csv(run / 'summary.csv') if row['eval_top1']][-1]
-        return dict(seed=seed, network=name, images=5 * images, top1=float(last['eval_top1']))
+        top1 = trained(place / (f'{name} {images}' if images else name), '--recipe', RECIPES / recipe,
+                       '--data-dir', data, '--seed', seed, *DIGITS, *options)
+        return dict(seed=seed, network=name, images=5 * images, top1=top1)
 
     rows = [train('source', 0, 'quickstart.yaml', write_data(place / 'source-data', range(5), None, seed))]
     for images in arguments.images:
@@ -99,41 +78,26 @@ def write_data(folder: Path, classes: range, per_class: int | None, seed: int) -
 
 def report(rows: list[dict[str, Any]]) -> None:
     """Means over the seeds, and what each is ahead of `scratch` in pairs of one seed."""
-    for images in dict.fromkeys(row['images'] for row in rows):
-        top1 = by_network(rows, images)
+    for images, top1 in by_images(rows).items():
         print(f'{images} images' if images else 'source')
         for name, values in top1.items():
-            line = f'  {name:<12}{statistics.mean(values):6.2f} ({min(values):.2f} to {max(values):.2f})'
-            if images:
-                ahead = [one - other for one, other in zip(values, top1['scratch'], strict=True)]
-                error = statistics.stdev(ahead) / len(ahead) ** 0.5 if len(ahead) > 1 else float('nan')
-                line += f'   ahead of scratch {statistics.mean(ahead):+.2f} ± {error:.2f}'
-            print(line)
+            pairs = f'   ahead of scratch {ahead(values, top1["scratch"])}' if images else ''
+            print(f'  {name:<12}{spread(values)}{pairs}')
 
 
-def by_network(rows: list[dict[str, Any]], images: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row['images'] == images:
-            found.setdefault(row['network'], []).append(row['top1'])
-    return found
+def by_images(rows: list[dict[str, Any]]) -> dict[int, dict[str, list[float]]]:
+    return {images: by_network([row for row in rows if row['images'] == images])
+            for images in dict.fromkeys(row['images'] for row in rows)}
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each number of images: a line per seed through its networks, and the means."""
+    """A panel for each number of images."""
     from matplotlib.figure import Figure
-    counts = [images for images in dict.fromkeys(row['images'] for row in rows) if images]
-    figure = Figure(figsize=(5.5 * len(counts), 4), layout='constrained')
-    axes = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
-    for axis, images in zip(axes, counts, strict=True):
-        top1 = by_network(rows, images)
-        for values in zip(*top1.values(), strict=True):
-            axis.plot([*top1], values, 'o-', color='#9a9a9a', linewidth=0.8)
-        axis.plot([*top1], [statistics.mean(values) for values in top1.values()], 'D', color='#0072b2', markersize=9,
-                  label='mean')
-        axis.set(title=f'{images} images of 5 classes: a line is one seed')
-        axis.grid(alpha=0.3)
-        axis.legend(loc='lower left')
+    panels = {images: top1 for images, top1 in by_images(rows).items() if images}
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (images, top1) in zip(axes, panels.items(), strict=True):
+        draw_seeds(axis, top1, f'{images} images of 5 classes')
     axes[0].set_ylabel('top-1 (%)')
     save_figure(path, figure)
 

@@ -11,45 +11,31 @@ example:
   python studies/semi_supervised.py --data digits-10 --seeds 5 --csv results/semi_supervised.csv
 """
 
-import argparse
-import statistics
-import subprocess
-import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from seeds import ROOT, ahead, by_network, call, draw_seeds, run_seeds, spread, study_parser, trained
 
 from timm_rs.data.builtin import SOURCES, write_builtin
 from timm_rs.data.pseudo_labels import array_path
-from timm_rs.files import read_csv, save_figure, write_csv
+from timm_rs.files import save_figure
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / 'train_recipes/semi'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__, 5, 'output/semi_supervised')
     parser.add_argument('--data', default='digits-10', help='built-in data with a pool: digits-10, fashion-mnist-20')
-    parser.add_argument('--seeds', type=int, default=5, metavar='N', help='[5]')
-    parser.add_argument('--first-seed', type=int, default=0, metavar='S', help='[0]')
     parser.add_argument('--student-epochs', type=int, metavar='N', help='over the labelled images [the recipe\'s]')
     parser.add_argument('--min-confidence', default='0.3', metavar='P', help='[0.3]')
-    parser.add_argument('--folder', type=Path, default=Path('output/semi_supervised'), metavar='D', help='for all runs')
-    parser.add_argument('--csv', type=Path, default=None, metavar='FILE', help='rows are put there')
-    arguments, arguments.options = parser.parse_known_args()
-    rows = []
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        rows += run_seed(arguments, seed)
-        if arguments.csv:
-            write_csv(arguments.csv, rows)
-            draw(rows, arguments.csv.with_suffix('.png'))
-    report(rows)
+    report(run_seeds(parser, run_seed, draw))
 
 
-def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+def run_seed(arguments: Namespace, seed: int) -> list[dict[str, Any]]:
     """Train the networks of one seed, those that are not trained yet, and give a row for each."""
     place = arguments.folder / f'{arguments.data}-{seed}'
     place.mkdir(parents=True, exist_ok=True)
@@ -60,14 +46,10 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     labels = place / 'labels'
 
     def train(name: str, epochs: int, recipe: str = 'teacher', *options: Any) -> dict[str, Any]:
-        run = place / name
-        if not (run / 'done').exists():
-            call('train.py', '--recipe', RECIPES / f'quickstart_{recipe}.yaml', '--data-dir', data, '--seed', seed,
-                 '--epochs', epochs, '--val-interval', epochs, '--output', place, '--experiment', name,
-                 '--workers', 0, '--resume', 'auto', *arguments.options, *options)
-            (run / 'done').touch()
-        last = [row for row in read_csv(run / 'summary.csv') if row['eval_top1']][-1]
-        return dict(data=arguments.data, seed=seed, network=name, epochs=epochs, top1=float(last['eval_top1']))
+        top1 = trained(place / name, '--recipe', RECIPES / f'quickstart_{recipe}.yaml', '--data-dir', data,
+                       '--seed', seed, '--epochs', epochs, '--val-interval', epochs, '--workers', 0,
+                       *arguments.options, *options)
+        return dict(data=arguments.data, seed=seed, network=name, epochs=epochs, top1=top1)
 
     rows = [train('teacher', teacher.epochs)]
     if not (labels / 'done').exists():  # `label` leaves a selection of its own
@@ -86,35 +68,20 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def call(program: str, *options: Any) -> None:
-    if subprocess.run([sys.executable, ROOT / program, *map(str, options)]).returncode:
-        raise SystemExit(f'{program} failed')
-
-
 def report(rows: list[dict[str, Any]]) -> None:
     """Means over the seeds, and what the student is ahead of each other network in pairs of one seed."""
-    names = list(dict.fromkeys(row['network'] for row in rows))
-    top1 = {name: [row['top1'] for row in rows if row['network'] == name] for name in names}
-    for name in names:
-        ahead = [one - other for one, other in zip(top1['student'], top1[name], strict=True)]
-        error = statistics.stdev(ahead) / len(ahead) ** 0.5 if len(ahead) > 1 else float('nan')
-        print(f'{name:<14}{statistics.mean(top1[name]):6.2f} ({min(top1[name]):.2f} to {max(top1[name]):.2f})   '
-              f'student {statistics.mean(ahead):+.2f} ± {error:.2f}')
+    top1 = by_network(rows)
+    for name, values in top1.items():
+        print(f'{name:<14}{spread(values)}   student {ahead(top1["student"], values)}')
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """A line per seed through its networks, and the means."""
+    """One panel."""
     from matplotlib.figure import Figure
-    names = list(dict.fromkeys(row['network'] for row in rows))
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     axis = figure.subplots()
-    for seed in dict.fromkeys(row['seed'] for row in rows):
-        axis.plot(names, [row['top1'] for row in rows if row['seed'] == seed], 'o-', color='#9a9a9a', linewidth=0.8)
-    axis.plot(names, [statistics.mean(row['top1'] for row in rows if row['network'] == name) for name in names], 'D',
-              color='#0072b2', markersize=9, label='mean')
-    axis.set(ylabel='top-1 (%)', title=f'{rows[0]["data"]}: a line is one seed')
-    axis.grid(alpha=0.3)
-    axis.legend()
+    draw_seeds(axis, by_network(rows), rows[0]['data'])
+    axis.set_ylabel('top-1 (%)')
     save_figure(path, figure)
 
 
