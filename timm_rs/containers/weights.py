@@ -1,6 +1,7 @@
 """Checkpoints of torch and safetensors files: tensors and plain values, no code, no more of them than the file has."""
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def load_weights_file(path: Path, mmap: bool = False) -> Any:
         from safetensors.torch import load_file
         return {'state_dict': load_file(path)}
     check_weights(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        warnings.filterwarnings('ignore', 'Validating sparse tensor')  # torch 2.14, of what is looked at below
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     check_growth(path, _tensor_bytes(path, content))
     return content

@@ -213,7 +213,9 @@ class Device:
         if not self.is_distributed:
             return model
         ids = [self.torch_device] if self.torch_device.type == 'cuda' else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=broadcast_buffers)
+        wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        wrapped.broadcast_buffers = broadcast_buffers  # torch 2.14 warns of the argument
+        return wrapped
 
     def defer(self, report: Callable[..., None], *tensors: torch.Tensor) -> None:
         """Call `report` with the tensors as numbers, summed over processes: a host-device sync, maybe later.
