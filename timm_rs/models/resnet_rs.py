@@ -106,6 +106,8 @@ class ResNetRS(ResNet):
         `variance_scaling_initializer`), biases 0. Classifier: normal of deviation 0.01, bias 0. Batch norm:
         gamma 1, beta 0; with `zero_init_last`, the last gamma of each block 0.
         """
+        if next(self.parameters()).is_meta:  # there is nothing to initialise, and torch takes seconds for it
+            return
         if self.weight_init == 'timm':
             return super().init_weights(zero_init_last=zero_init_last)
         for module in self.modules():

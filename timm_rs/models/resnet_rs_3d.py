@@ -122,6 +122,8 @@ class ResNetRS3d(ResNet):
         normal of deviation 0.01; classifier: uniform from -0.05 to 0.05 (Keras' `random_uniform`); biases 0. Batch
         norm: gamma 1, beta 0; with `zero_init_last`, the last gamma of each block 0.
         """
+        if next(self.parameters()).is_meta:  # there is nothing to initialise, and torch takes seconds for it
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 lecun_normal_(module.weight)
