@@ -24,6 +24,7 @@ class Samples:
 
     classes: dict[Any, int]
     left_out: Sequence[tuple[str, str]] = ()  # what lies in the data and is not among them: name, and why
+    listed: str = ''  # a sentence for people where the data was listed before, and not now
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -68,6 +69,7 @@ class TimmSamples(Samples):
         self.classes = dict(getattr(self.reader, 'class_to_idx', None)
                             or getattr(self.reader, 'class_name_to_idx', None) or {})
         self.left_out = getattr(self.reader, 'left_out', ())
+        self.listed = getattr(self.reader, 'listed', '')
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -129,7 +131,7 @@ class Subset(Samples):
 
     def __init__(self, samples: Samples, indices: Sequence[int]):
         self.samples, self.indices = samples, np.asarray(indices, np.int64)
-        self.classes, self.left_out = samples.classes, samples.left_out
+        self.classes, self.left_out, self.listed = samples.classes, samples.left_out, samples.listed
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -157,7 +159,8 @@ class Relabelled(Samples):
 
     def __init__(self, samples: Samples, classes: dict[Any, int]):
         """Every class of `samples` must be in `classes`."""
-        self.samples, self.classes, self.left_out = samples, classes, samples.left_out
+        self.samples, self.classes = samples, classes
+        self.left_out, self.listed = samples.left_out, samples.listed
         known = {str(name): index for name, index in classes.items()}
         self.index_of = {index: known[str(name)] for name, index in samples.classes.items()}
 
