@@ -11,7 +11,7 @@ from timm.data import ImageDataset
 from torch.utils.data import DataLoader
 
 from timm_rs.data.listed_images import open_images
-from timm_rs.data.samples import TimmSamples
+from timm_rs.data.samples import Relabelled, Subset, TimmSamples
 
 
 @pytest.fixture(params=['folder', 'tar'])
@@ -71,5 +71,7 @@ def test_a_worker_gets_arrays_however_many_images_there_are(tmp_path, is_folder)
         assert [(again.name(i), *again.read(i)) for i in range(number)] == [
             (samples.name(i), *samples.read(i)) for i in range(number)] and again.targets() == samples.targets()
         assert isinstance(again.reader.targets, np.ndarray)
+        for data in (samples, Relabelled(samples, samples.classes), Subset(samples, [1, 0])):
+            assert list(data.all_names()) == [data.name(index) for index in range(len(data))]
     assert counts[0] == counts[1] < 300
     assert (sizes[1] - sizes[0]) / 390 < 150  # bytes for an image and a text

@@ -48,10 +48,7 @@ class Names(_Rows):
         return self.prefix + self.text[start:int(self.ends[index])].tobytes().decode(**ENCODING)
 
     def __iter__(self) -> Iterator[str]:
-        text, start = self.text.tobytes(), 0
-        for end in map(int, self.ends):
-            yield self.prefix + text[start:end].decode(**ENCODING)
-            start = end + 1
+        return map(self.prefix.__add__, self.text.tobytes().decode(**ENCODING).split('\0')[:-1])
 
 
 class Pairs(_Rows):

@@ -56,7 +56,7 @@ def open_pool(pool: str, data_dir: str | None = None, split: str = 'train') -> S
 def pool_names(samples: Samples, pool: str) -> list[str]:
     """The names of its images, without the folder that it is in."""
     around = os.path.join(pool, '')
-    return [samples.name(index).removeprefix(around) for index in range(len(samples))]
+    return [name.removeprefix(around) for name in samples.all_names()]
 
 
 def pool_fingerprint(samples: Samples, pool: str) -> str:
