@@ -5,6 +5,7 @@ import pickle
 import shutil
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,6 +282,20 @@ def test_damaged_files_and_those_of_others_are_ignored(root, tmp_path):
         np.savez_compressed(tmp_path / 'small.npz', **arrays)
     for other in ((tmp_path / 'small.npz').read_bytes(), b'{}', pickle.dumps({}), content.replace(b'cat', b'rat')):
         assert restored(root, other)
+
+
+def test_a_listing_of_another_user_is_ignored(root, monkeypatch):
+    is_cached(root)
+    by_others, ours = 12_345, os.stat(root).st_uid
+    monkeypatch.setattr(os, 'geteuid', lambda: by_others)
+    real = Path.stat
+    for owner, is_used in ((by_others, True), (by_others + 1, False), (ours, True), (0, True)):
+        monkeypatch.setattr(Path, 'stat', lambda path, owner=owner, **options: os.stat_result(
+            owner if index == 4 else value for index, value in enumerate(real(path, **options))) if (
+                path == place_of(root)) else real(path, **options))
+        monkeypatch.setattr(listing_cache, '_save', lambda *arguments: None)
+        device = os.stat(root).st_dev
+        assert device == real(place_of(root)).st_dev and is_cached(root) == is_used
 
 
 def test_no_listing_has_a_cache_among_what_it_leaves_out(root, tmp_path):

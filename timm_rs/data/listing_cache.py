@@ -77,9 +77,14 @@ def _save(path: Path, listing: Listing, accepted: Sequence[str], started: int) -
 
 
 def _load(path: Path, root: str, accepted: Sequence[str]) -> tuple[Listing, datetime.date] | None:
-    """What was kept, and when, if it is whole and all folders are as they were; otherwise None."""
+    """What was kept, and when, if it is whole and all folders are as they were; otherwise None.
+
+    Where many may write beside a folder, only who may change the images, or anything, may say what they are.
+    """
     try:
         status = path.stat()
+        if status.st_uid not in (0, os.stat(root).st_uid, getattr(os, 'geteuid', int)()):  # Windows has 0 for all
+            return None
         arrays = load_arrays(path, compressed=False)
         names, left_out, directories, links, below = (
             _names(arrays[key]) for key in ('names', 'left_out', 'directories', 'links', 'seen'))
