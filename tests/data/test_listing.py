@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 from conftest import write_images
 from PIL import Image
@@ -17,10 +18,13 @@ from timm_rs.data.listing import (
     LOOP,
     NO_IMAGE,
     OF_SYSTEM,
+    class_of,
     in_class_order,
+    is_of_system,
     list_archive,
     list_folder,
     natural_key,
+    natural_keys,
     read_class_map,
     summary,
 )
@@ -85,13 +89,72 @@ def test_names_that_are_equal_in_natural_order_go_by_the_name_itself_in_every_pr
     names = ['A', 'a', 'B', 'b', 'img1', 'img01', 'img001', 'ß', 'SS', '²', 'x²']
     for name in names:
         touch(tmp_path / name / 'x.jpg')
-    program = ('import sys; from timm_rs.data.listing import *; '
+    program = ('import sys; from timm_rs.data.listed_images import open_images; '
                'print(ascii(list(open_images(sys.argv[1]).class_to_idx)))')
     answers = {subprocess.run([sys.executable, '-c', program, tmp_path], capture_output=True, text=True, check=True,
                               env=os.environ | dict(PYTHONHASHSEED=seed)).stdout for seed in ('1', '3')}
     assert answers == {ascii(sorted(sorted(names), key=natural_key)) + '\n'}
     assert list(in_class_order(reversed(names))) == list(in_class_order(names))
     assert list(in_class_order(['10' * 5000, '9', 'b'])) == ['9', '10' * 5000, 'b']  # too many digits for int()
+
+
+# Of what names are made: what sorts around digits and slashes, digits of all kinds, letters whose case depends on their
+# neighbours.
+PIECES = ['a', 'A', 'b', ' ', '-', '!', '~', '0', '1', '9', '10', '007', '12345678901234567890', '²', '٣', '１', 'ß',
+          'İ', 'Σ', 'ς', 'é', 'e\u0301', '日', '\udcff', '\x01', '\n', '.', "'", 'ſ', '\U0001d7d8', '\U0001f600']
+
+
+def walked(folder, prefix=''):
+    """What is below a folder by the simplest means: images, what is left out, folders that are called like an image."""
+    names, left_out, directories = [], [], []
+    for name in os.listdir(folder):
+        path = f'{folder}/{name}'
+        if is_of_system(name):
+            left_out.append((prefix + name, OF_SYSTEM))
+        elif not os.path.isdir(path):
+            names.append(prefix + name) if name.endswith('.jpg') else left_out.append((prefix + name, NO_IMAGE))
+        else:
+            inner = walked(path, f'{prefix}{name}/')
+            for ours, theirs in zip((names, left_out, directories), inner, strict=True):
+                ours += theirs
+            if not inner[0] and name.endswith('.jpg'):
+                directories.append(prefix + name)
+            elif not inner[0]:
+                left_out.append((prefix + name, EMPTY))
+    return names, left_out, directories
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_any_tree_is_listed_in_natural_order_of_whole_names(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+
+    def random_name():
+        return ''.join(rng.choice(PIECES, rng.integers(1, 4)))
+    folders = [tmp_path]
+    for _ in range(120):
+        path = folders[rng.integers(len(folders))] / (random_name() + str(rng.choice(['', '', '.jpg', '.txt'])))
+        if path.exists() or path.name in ('.', '..'):
+            continue
+        if rng.random() < 0.2:
+            path.mkdir()
+            folders.append(path)
+        else:
+            path.touch()
+    names, left_out, directories = walked(str(tmp_path))
+    listing = list_folder(str(tmp_path), ['.jpg'])
+    assert len(names) > 10 and listing.names == sorted(sorted(names), key=natural_key)
+    assert listing.left_out == sorted(left_out) and listing.directories == sorted(directories)
+    for leaf in (False, True):
+        labels = listing.labels(leaf)
+        assert [labels[place] for place in listing.places] == [class_of(name, leaf) for name in listing.names]
+
+
+def test_names_sort_as_timms_lists_of_digits_and_text():
+    rng = np.random.default_rng(0)
+    names = sorted({''.join(rng.choice(PIECES, rng.integers(0, 6))) for _ in range(3000)} | {'1' * 5000, '2' * 4001})
+    for at_once in (1, 7, 10_000):
+        keys = dict(zip(names, natural_keys(names, at_once), strict=True))
+        assert sorted(names, key=keys.__getitem__) == sorted(names, key=natural_key)
 
 
 @pytest.mark.parametrize('leaf', [False, True])

@@ -1,5 +1,6 @@
 """Datasets through timm's `create_dataset`, with the checks that turn silent surprises into messages."""
 
+import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from timm.data import ImageDataset, create_dataset
 from torch.utils.data import IterableDataset
 
 from timm_rs.data.bad_samples import why_unreadable
-from timm_rs.data.listing import check_known, open_images, read_class_map, some
+from timm_rs.data.listed_images import open_images
+from timm_rs.data.listing import check_known, read_class_map, some
 from timm_rs.data.minival import MINIVAL, SOURCE_SPLIT, TRAIN_MINIVAL, split_minival
 from timm_rs.data.samples import AnyDataset, Relabelled, Samples, TimmSamples, as_samples
 from timm_rs.data.shards.reading import ShardSamples, is_packed, open_shards
@@ -157,8 +159,10 @@ def split_root(data_dir: str | None, split: str, alone: bool, suffixes: Sequence
     if found is None:
         raise UserError(f'{root} has no split {split} (looked for {", ".join(path.name for path in candidates)}); '
                         'make that folder, or train without validation by --val-split ""')
-    if found.is_dir() and not any(found.iterdir()):
-        raise UserError(f'{found} is empty; it needs one folder of images per class')
+    if found.is_dir():
+        with os.scandir(found) as entries:
+            if next(entries, None) is None:
+                raise UserError(f'{found} is empty; it needs one folder of images per class')
     return str(found)
 
 

@@ -22,7 +22,7 @@ def identity_of(dataset: Any, classes: dict[Any, int]) -> dict[str, Any]:
         return identity_of(dataset.labelled, classes) | dict(pseudo_labels=dataset.fingerprint)
     identity: dict[str, Any] = dict(classes={str(name): index for name, index in classes.items()})
     if isinstance(dataset, Samples):
-        stems = sorted(os.path.splitext(os.path.basename(dataset.name(index)))[0] for index in range(len(dataset)))
+        stems = sorted(os.path.splitext(os.path.basename(name))[0] for name in dataset.all_names())
         text = '\n'.join(stems).encode(errors='surrogateescape')
         identity |= dict(num_images=len(stems), names_sha256=hashlib.sha256(text).hexdigest())
     return identity

@@ -1,24 +1,29 @@
 """What of a folder or a tar file is an image, and of which class; and what is neither."""
 
-import io
 import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.readers.reader import Reader
 
+from timm_rs.data.compact import Names, Pairs
 from timm_rs.errors import UserError
 from timm_rs.transforms.decode import FORMATS
 
 IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+CACHE_SUFFIX = '-listing.npz'
 SYSTEM_NAMES = ('lost+found', 'System Volume Information', 'Thumbs.db', 'desktop.ini')
 
+# What listing_cache.py keeps beside data, also half written.
+_OURS = re.compile(r'\.\.?.*' + re.escape(CACHE_SUFFIX) + r'(\..+\.tmp)?', re.DOTALL)
 _DIGITS = re.compile(r'(\d{1,4000})')  # Python makes no integers of more
+_ASCII_DIGITS = re.compile(_DIGITS.pattern, re.ASCII)  # the same where there are no others, and faster
 
 # Why something is left out, in the order that people are told.
 OF_SYSTEM = 'hidden, or of a system or tool'
@@ -33,22 +38,49 @@ MISSING = 'named by the list, but not there'
 LEFT_OUT = (OF_SYSTEM, NO_IMAGE, NO_VIDEO, LOOP, NO_FILE, EMPTY, EMPTY_OF_VIDEOS, MISSING)
 
 
+class Seen(NamedTuple):
+    """A folder, by its name below the root, as it was before it was read; times are nanoseconds."""
+
+    name: str
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def at(cls, path: str, name: str) -> 'Seen':
+        """Raises OSError."""
+        status = os.stat(path)
+        return cls(name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 class Listing(NamedTuple):
     """The images of a data set and what lies among them.
 
     Attributes:
         names: of the images below the root, with slashes, in the order of timm's natural sort.
-        labels: the name of each image's class; empty for an image that lies in no folder.
+        folders: those that images lie in, below the root, or below the folder around everything in an archive.
+        places: (images,) int32, the index of each image's folder.
         left_out: (name, one of `LEFT_OUT`) of all else.
         directories: those called like an image and without one, which are bad images rather than left out.
-        spans: in an archive, where each image is: (offset, length) in bytes.
+        spans: in an archive, where each image is: (images, 2) int64, offset and length in bytes; else empty.
+        seen: all folders that were read, the root first, and links that lead round in a circle; none of an archive.
+        links: those to anything but a folder, or to nothing.
     """
 
-    names: list[str]
-    labels: list[str]
-    left_out: list[tuple[str, str]]
-    directories: list[str]
-    spans: list[tuple[int, int]]
+    names: Names
+    folders: Names
+    places: npt.NDArray[np.int32]
+    left_out: Pairs
+    directories: Names
+    spans: npt.NDArray[np.int64]
+    seen: Sequence[Seen]
+    links: Names
+
+    def labels(self, class_is_leaf: bool = False) -> list[str]:
+        """The class of each of `folders`; empty where that is no folder."""
+        return [class_of(f'{folder}/' if folder else '', class_is_leaf) for folder in self.folders]
 
 
 def accepted_suffixes(suffixes: Iterable[str] = ()) -> tuple[str, ...]:
@@ -59,7 +91,7 @@ def accepted_suffixes(suffixes: Iterable[str] = ()) -> tuple[str, ...]:
 def is_of_system(name: str) -> bool:
     """Whether a file or folder is hidden, or what systems and tools leave among images: `.x`, `@x`, `$x`, `#x`, `~x`,
     `__x`."""
-    return name[:1] in ('.', '@', '$', '#', '~') or name.startswith('__') or name in SYSTEM_NAMES
+    return name.startswith(('.', '@', '$', '#', '~', '__')) or name in SYSTEM_NAMES
 
 
 def natural_key(name: str) -> list[int | str]:
@@ -74,16 +106,35 @@ def in_class_order(labels: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(sorted(sorted(set(labels)), key=natural_key))}
 
 
-def list_folder(root: str, suffixes: Iterable[str] = (), class_is_leaf: bool = False) -> Listing:
-    """Everything below the folder `root`; links to folders are followed, but not around in a circle.
+class _Numbers(dict[str, str]):
+    """Digits -> text that sorts before all other, shorter numbers first, and is never followed by NUL."""
 
-    The class of an image is the folder directly below `root` that it is in, whatever lies deeper; with
-    `class_is_leaf` the folder that it lies in itself, as timm has it. Raises OSError.
-    """
+    def __missing__(self, digits: str) -> str:
+        number = str(int(digits))
+        self[digits] = text = f'\0{chr(len(number))}{number}'
+        return text
+
+
+def natural_keys(names: Sequence[str], at_once: int = 10_000) -> list[str]:
+    """For each of `names`, which have no NUL, a text; they sort as `natural_key` would have it, and are made faster."""
+    keys: list[str] = []
+    numbers = _Numbers()
+    for start in range(0, len(names), at_once):
+        text = '\0\0'.join(names[start:start + at_once]).lower()
+        parts = (_ASCII_DIGITS if text.isascii() else _DIGITS).split(text)
+        parts[1::2] = map(numbers.__getitem__, parts[1::2])
+        keys += ''.join(parts).split('\0\0')
+    return keys
+
+
+def list_folder(root: str, suffixes: Iterable[str] = ()) -> Listing:
+    """Everything below the folder `root`; links to folders are followed, but not around in a circle. Raises OSError."""
     accepted = accepted_suffixes(suffixes)
     names: list[str] = []
     left_out: list[tuple[str, str]] = []
     directories: list[str] = []
+    links: list[str] = []
+    seen = [Seen.at(root, '')]
 
     def walk(folder: str, prefix: str, around: tuple[tuple[int, int], ...]) -> None:
         found = len(names)
@@ -91,32 +142,35 @@ def list_folder(root: str, suffixes: Iterable[str] = (), class_is_leaf: bool = F
             for entry in entries:
                 name = prefix + entry.name
                 if is_of_system(entry.name):
-                    left_out.append((name, OF_SYSTEM))
+                    if not _OURS.fullmatch(entry.name):
+                        left_out.append((name, OF_SYSTEM))
                 elif entry.is_dir():
-                    status = os.stat(entry.path)
-                    here = status.st_dev, status.st_ino
+                    seen.append(Seen.at(entry.path, name))
+                    here = seen[-1].device, seen[-1].inode
                     if entry.is_symlink() and here in around:
                         left_out.append((name, LOOP))
                     else:
                         walk(entry.path, f'{name}/', (*around, here))
-                elif entry.name.lower().endswith(accepted):
-                    names.append(name)
                 else:
-                    left_out.append((name, NO_IMAGE))
+                    if entry.is_symlink():
+                        links.append(name)
+                    if entry.name.lower().endswith(accepted):
+                        names.append(name)
+                    else:
+                        left_out.append((name, NO_IMAGE))
         if len(names) == found and prefix:
             if folder.lower().endswith(accepted):
                 directories.append(prefix.rstrip('/'))
             else:
                 left_out.append((prefix.rstrip('/'), EMPTY))
 
-    status = os.stat(root)
-    walk(root, '', ((status.st_dev, status.st_ino),))
+    walk(root, '', ((seen[0].device, seen[0].inode),))
     names.sort()
-    names.sort(key=natural_key)
-    return Listing(names, [class_of(name, class_is_leaf) for name in names], sorted(left_out), sorted(directories), [])
+    order = _natural_order(names)
+    return _listing([names[index] for index in order], left_out, sorted(directories), seen=seen, links=links)
 
 
-def list_archive(path: str, suffixes: Iterable[str] = (), class_is_leaf: bool = False) -> Listing:
+def list_archive(path: str, suffixes: Iterable[str] = ()) -> Listing:
     """The same of an uncompressed tar file, also of tar files in it, whose names count as folders.
 
     A folder around everything that is called like the archive, train/ in train.tar, is no class. Raises OSError, and
@@ -127,8 +181,10 @@ def list_archive(path: str, suffixes: Iterable[str] = (), class_is_leaf: bool = 
     left_out: list[tuple[str, str]] = []
     with tarfile.open(path, 'r:') as tar:
         for name, offset, member in _members(tar):
-            if any(is_of_system(part) for part in PurePosixPath(name).parts):
-                left_out.append((name, OF_SYSTEM))
+            parts = PurePosixPath(name).parts
+            if any(map(is_of_system, parts)):
+                if not _OURS.fullmatch(parts[-1]):
+                    left_out.append((name, OF_SYSTEM))
             elif not name.lower().endswith(accepted):
                 left_out.append((name, NO_IMAGE))
             elif not member.isreg() or member.issparse():
@@ -136,12 +192,30 @@ def list_archive(path: str, suffixes: Iterable[str] = (), class_is_leaf: bool = 
             else:
                 members.append((name, offset, member.size))
     members.sort()
-    members.sort(key=lambda member: natural_key(member[0]))
+    members = [members[index] for index in _natural_order([name for name, *_ in members])]
     names = [name for name, *_ in members]
     around = os.path.splitext(os.path.basename(path))[0] + '/'
     start = len(around) if names and all(name.startswith(around) for name in names) else 0
-    return Listing(names, [class_of(name[start:], class_is_leaf) for name in names], sorted(left_out), [],
-                   [span for _, *span in members])  # type: ignore[misc]
+    return _listing(names, left_out, spans=[span for _, *span in members], start=start)
+
+
+def _natural_order(names: list[str]) -> list[int]:
+    """The indices of `names`, which are sorted: those that are equal in natural order stay so."""
+    return sorted(range(len(names)), key=natural_keys(names).__getitem__)
+
+
+def _listing(names: list[str], left_out: list[tuple[str, str]], directories: Iterable[str] = (),
+             spans: Sequence[Sequence[int]] = (), start: int = 0, seen: Sequence[Seen] = (), links: Iterable[str] = ()
+             ) -> Listing:
+    """A listing of names in order; the first `start` characters of each are of no folder that counts."""
+    folders: dict[str, int] = {}
+    places = [folders.setdefault(name.rpartition('/')[0][start:], len(folders)) for name in names]
+    left_out.sort()
+    reasons = np.array([LEFT_OUT.index(reason) for _, reason in left_out], np.int8)
+    return Listing(
+        Names.of(names), Names.of(folders), np.array(places, np.int32),
+        Pairs(Names.of(name for name, _ in left_out), reasons, LEFT_OUT), Names.of(directories),
+        np.array(spans, np.int64).reshape(-1, 2), seen, Names.of(links))
 
 
 def class_of(name: str, class_is_leaf: bool = False) -> str:
@@ -153,7 +227,8 @@ def class_of(name: str, class_is_leaf: bool = False) -> str:
 def _members(tar: tarfile.TarFile, prefix: str = '', start: int = 0) -> Iterator[tuple[str, int, tarfile.TarInfo]]:
     """Name, offset of the content in the outermost file, and what the header says, of all but folders."""
     for member in tar:
-        name = prefix + os.path.normpath(member.name).lstrip('/')
+        # A pax header may have NUL in a name, and nothing else can.
+        name = prefix + os.path.normpath(member.name.replace('\0', '\ufffd')).lstrip('/')
         if member.isdir():
             continue
         if member.isreg() and not member.issparse() and name.lower().endswith('.tar') and not prefix:
@@ -161,61 +236,6 @@ def _members(tar: tarfile.TarFile, prefix: str = '', start: int = 0) -> Iterator
                 yield from _members(inner, f'{name[:-len(".tar")]}/', start + member.offset_data)
         else:
             yield name, start + member.offset_data, member
-
-
-class ListedImages(Reader):  # type: ignore[misc]
-    """A listing as timm's datasets read one: `reader[index]` is an open file and a class index.
-
-    Attributes:
-        root: the folder or archive.
-        class_to_idx: the classes, in order.
-        samples: (path, class index); in an archive the path is the member's name.
-        left_out, directories: as of the listing, with the folder's path.
-    """
-
-    def __init__(self, root: str, listing: Listing, classes: dict[str, int]):
-        super().__init__()
-        self.root, self.class_to_idx, self.spans = root, classes, listing.spans
-        prefix = '' if listing.spans else os.path.join(root, '')
-        self.left_out = [(prefix + name, reason) for name, reason in listing.left_out]
-        self.directories = [prefix + name for name in listing.directories]
-        self.samples = [(prefix + name, classes[label])
-                        for name, label in zip(listing.names, listing.labels, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
-        path, target = self.samples[index]
-        if not self.spans:
-            return open(path, 'rb'), target
-        offset, length = self.spans[index]
-        with open(self.root, 'rb') as archive:
-            archive.seek(offset)
-            content = archive.read(length)
-        if len(content) < length:
-            raise tarfile.ReadError('unexpected end of data')
-        return io.BytesIO(content), target
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        path = str(self.samples[index][0])
-        if basename:
-            return os.path.basename(path)
-        return path if absolute or self.spans else os.path.relpath(path, self.root)
-
-
-def open_images(root: str, suffixes: Iterable[str] = (), class_is_leaf: bool = False) -> ListedImages:
-    """The images of a folder or tar file, in classes by natural order.
-
-    Raises UserError where there is none, or where images lie in no folder; OSError and tarfile's errors.
-    """
-    listing = (list_archive if os.path.isfile(root) else list_folder)(root, suffixes, class_is_leaf)
-    if '' in listing.labels:
-        raise UserError(f'images lie directly in {root}; training needs one folder per class there')
-    if not listing.names:
-        raise UserError(f'there are no images in {root}' + (
-            f'; what is there: {summary(listing.left_out)}' if listing.left_out else ''))
-    return ListedImages(root, listing, in_class_order(listing.labels))
 
 
 def check_known(found: Iterable[Any], known: Iterable[Any], where: str, source: str) -> None:

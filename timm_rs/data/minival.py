@@ -35,8 +35,7 @@ def split_minival(samples: Samples, seed: int = 0) -> tuple[Subset, Subset]:
     Raises UserError when there are too few images (25) for a minival of one, and where labels come with the images.
     """
     classes: dict[int, list[tuple[bytes, str, int]]] = {}
-    for index, target in enumerate(samples.targets()):
-        name = samples.name(index)
+    for index, (target, name) in enumerate(zip(samples.targets(), samples.all_names(), strict=True)):
         classes.setdefault(target, []).append((_draw(name, seed), name, index))
     total = len(samples)
     size = round(total * _MINIVAL_IMAGES / _TRAINING_IMAGES)

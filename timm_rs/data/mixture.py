@@ -34,7 +34,7 @@ class Mixture(Samples):
         self.labelled, self.pool, self.entries, self.ids, self.probabilities = (
             labelled, pool, entries, ids, probabilities)
         self.ratio, self.fingerprint = ratio, fingerprint
-        self.classes, self.left_out = labelled.classes, labelled.left_out
+        self.classes, self.left_out, self.listed = labelled.classes, labelled.left_out, labelled.listed
 
     def __len__(self) -> int:
         return len(self.labelled) + len(self.entries)

@@ -5,10 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from timm.data import ImageDataset
 
 from timm_rs.data.datasets import open_split
-from timm_rs.data.listing import ListedImages, list_archive, list_folder, summary
+from timm_rs.data.listed_images import ListedImages
+from timm_rs.data.listing import list_archive, summary
+from timm_rs.data.listing_cache import cached_listing
 from timm_rs.data.samples import Samples, TimmSamples, as_samples
 from timm_rs.data.shards.index import IMAGE_KEYS, UNLABELLED, cached_index
 from timm_rs.data.shards.reading import ShardSamples
@@ -38,8 +41,9 @@ def open_pool(pool: str, data_dir: str | None = None, split: str = 'train') -> S
             samples: Samples = ShardSamples(path, index)
             left_out: Any = ()
         else:
-            listing = (list_folder if path.is_dir() else list_archive)(pool)
-            reader = ListedImages(pool, listing, dict.fromkeys(listing.labels, 0))
+            listing, listed = cached_listing(pool) if path.is_dir() else (list_archive(pool), '')
+            classes = dict.fromkeys(listing.labels(), 0)
+            reader = ListedImages(pool, listing, np.zeros(len(listing.names), np.int64), classes, listed)
             samples, left_out = TimmSamples(ImageDataset(pool, reader=reader)), listing.left_out
     except OSError as error:
         raise UserError(f'pool {pool} cannot be read: {error.strerror or error}') from error
@@ -52,7 +56,7 @@ def open_pool(pool: str, data_dir: str | None = None, split: str = 'train') -> S
 def pool_names(samples: Samples, pool: str) -> list[str]:
     """The names of its images, without the folder that it is in."""
     around = os.path.join(pool, '')
-    return [samples.name(index).removeprefix(around) for index in range(len(samples))]
+    return [name.removeprefix(around) for name in samples.all_names()]
 
 
 def pool_fingerprint(samples: Samples, pool: str) -> str:
@@ -66,8 +70,8 @@ def pool_fingerprint(samples: Samples, pool: str) -> str:
 def _size(samples: Samples, index: int) -> int:
     if isinstance(samples, ShardSamples):
         return int(samples.index.lengths[index])
-    spans = getattr(getattr(samples, 'reader', None), 'spans', None)
-    if spans:
+    spans = getattr(getattr(samples, 'reader', None), 'spans', ())
+    if len(spans):
         return int(spans[index][1])
     try:
         return os.stat(samples.name(index)).st_size

@@ -1,7 +1,7 @@
 """One view of every dataset: encoded images and labels by index, whatever they are stored in."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import IterableDataset
 
+from timm_rs.data.listed_images import ListedImages
 from timm_rs.errors import UserError
 
 Order: TypeAlias = npt.NDArray[np.int64]
@@ -24,6 +25,7 @@ class Samples:
 
     classes: dict[Any, int]
     left_out: Sequence[tuple[str, str]] = ()  # what lies in the data and is not among them: name, and why
+    listed: str = ''  # a sentence for people where the data was listed before, and not now
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -38,6 +40,10 @@ class Samples:
     def name(self, index: int) -> str:
         """What people find the image by: its path, or its name within an archive, or just its number."""
         raise NotImplementedError
+
+    def all_names(self) -> Iterable[str]:
+        """The names of all images, in order; quicker than one by one where they are listed."""
+        return map(self.name, range(len(self)))
 
     def targets(self) -> list[int]:
         """The class index of every image, without reading any. Raises UserError where labels come with the images."""
@@ -68,6 +74,7 @@ class TimmSamples(Samples):
         self.classes = dict(getattr(self.reader, 'class_to_idx', None)
                             or getattr(self.reader, 'class_name_to_idx', None) or {})
         self.left_out = getattr(self.reader, 'left_out', ())
+        self.listed = getattr(self.reader, 'listed', '')
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -81,6 +88,9 @@ class TimmSamples(Samples):
         if hasattr(self.reader, 'dataset'):  # hfds/, where the row of a file name has the image in it
             return self._hugging_face_paths[index].as_py() or f'image {index}'
         return str(self.reader.filename(index, absolute=True))
+
+    def all_names(self) -> Iterable[str]:
+        return self.reader.paths if isinstance(self.reader, ListedImages) else super().all_names()
 
     @functools.cached_property
     def _hugging_face_paths(self) -> Any:
@@ -129,7 +139,7 @@ class Subset(Samples):
 
     def __init__(self, samples: Samples, indices: Sequence[int]):
         self.samples, self.indices = samples, np.asarray(indices, np.int64)
-        self.classes, self.left_out = samples.classes, samples.left_out
+        self.classes, self.left_out, self.listed = samples.classes, samples.left_out, samples.listed
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -157,7 +167,8 @@ class Relabelled(Samples):
 
     def __init__(self, samples: Samples, classes: dict[Any, int]):
         """Every class of `samples` must be in `classes`."""
-        self.samples, self.classes, self.left_out = samples, classes, samples.left_out
+        self.samples, self.classes = samples, classes
+        self.left_out, self.listed = samples.left_out, samples.listed
         known = {str(name): index for name, index in classes.items()}
         self.index_of = {index: known[str(name)] for name, index in samples.classes.items()}
 
@@ -170,6 +181,9 @@ class Relabelled(Samples):
 
     def name(self, index: int) -> str:
         return self.samples.name(index)
+
+    def all_names(self) -> Iterable[str]:
+        return self.samples.all_names()
 
     def targets(self) -> list[int]:
         return [self.index_of[target] for target in self.samples.targets()]

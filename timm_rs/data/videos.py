@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
+from timm_rs.data.compact import Names
 from timm_rs.data.datasets import in_class_map, split_root
 from timm_rs.data.listing import (
     EMPTY,
@@ -37,20 +40,21 @@ class VideoSamples(Samples):
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int], classes: dict[str, int],
                  left_out: Sequence[tuple[str, str]] = ()):
-        self.paths, self.labels, self.classes, self.left_out = paths, labels, classes, left_out
+        self.paths, self.labels = Names.of(paths), np.asarray(labels, np.int64)
+        self.classes, self.left_out = classes, left_out
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[Source, int]:  # type: ignore[override]
         """The video's file, or the frames of its folder in natural order, and its class. Raises OSError."""
-        return read_video(Path(self.paths[index])), self.labels[index]
+        return read_video(Path(self.paths[index])), int(self.labels[index])
 
     def name(self, index: int) -> str:
-        return self.paths[index]
+        return str(self.paths[index])
 
     def targets(self) -> list[int]:
-        return list(self.labels)
+        return self.labels.tolist()  # type: ignore[no-any-return]
 
 
 def read_video(path: Path) -> Source:

@@ -12,6 +12,7 @@ examples:
   python tools/benchmark.py loader --recipe train_recipes/rs50.yaml
   python tools/benchmark.py loader --recipe train_recipes/rs152_i224.yaml --data-dir imagenet --workers 8
   python tools/benchmark.py loader --recipe train_recipes/k400_rs3d50.yaml --csv results/clips.csv
+  python tools/benchmark.py startup --images 1000 100000 400000 --folder /dev/shm --csv results/startup.csv
 """
 
 import argparse
@@ -39,6 +40,7 @@ from timm_rs.benchmark.models import (
     remaining,
     training_setups,
 )
+from timm_rs.benchmark.startup import run_startup, startup_table
 from timm_rs.benchmark.step_process import PARTS, check_model
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import append_rows, check_writable
@@ -59,6 +61,15 @@ def main(argv: list[str] | None = None) -> None:
     loader.add_argument('--csv', type=Path, help='add the rows to this file, e.g. results/loader.csv')
     add_recipe_arguments(loader)
     add_task_arguments(loader, argv)
+    startup = commands.add_parser('startup', help='folders of many images: time to list them, memory of the processes')
+    startup.add_argument('--images', type=int, nargs='+', default=[1000, 100_000], metavar='N',
+                         help='empty files in a folder; several folders are measured one after the other [1000 100000]')
+    startup.add_argument('--folders', type=int, default=1000, help='that they lie in, one for each class [1000]')
+    startup.add_argument('--workers', type=int, default=2, help='processes that read all of them [2]')
+    startup.add_argument('--rounds', type=int, default=3, help='turns that count, after one that does not [3]')
+    startup.add_argument('--folder', type=Path, help='make them there, for as long as it takes [where the system has '
+                         'its temporary files]')
+    startup.add_argument('--csv', type=Path, help='add the rows to this file, e.g. results/startup.csv')
     for work, words in (('train', 'training steps: time, images per second and peak memory'),
                         ('infer', 'forward passes: the same, by back-end'),
                         ('memory', 'peak memory of training steps, without the clock')):
@@ -68,6 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.command == 'loader':
             recipe, _ = resolve(arguments)
             run_loader_command(recipe, arguments)
+        elif arguments.command == 'startup':
+            run_startup_command(arguments)
         else:
             benchmark_models(arguments)
 
@@ -163,5 +176,18 @@ def run_loader_command(recipe: Recipe, arguments: Any) -> None:
     print(f'{recipe.model} at {rows[0]["img_size"]} px, {rows[0]["workers"]} workers, {images} {noun} per turn, '
           f'{arguments.rounds} rounds; CPU of all processes')
     print(table)
+    if arguments.csv:
+        append_rows(arguments.csv, rows)
+
+
+def run_startup_command(arguments: Any) -> None:
+    if min(*arguments.images, arguments.folders, arguments.workers, arguments.rounds) < 1:
+        raise UserError('--images, --folders, --workers and --rounds must be at least 1')
+    if arguments.folder and not arguments.folder.is_dir():
+        raise UserError(f'{arguments.folder} is no folder: give --folder one to make the images in')
+    if arguments.csv:
+        check_writable(arguments.csv)
+    rows = run_startup(arguments.images, arguments.folders, arguments.workers, arguments.rounds, arguments.folder)
+    print(startup_table(rows))
     if arguments.csv:
         append_rows(arguments.csv, rows)

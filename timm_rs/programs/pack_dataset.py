@@ -69,6 +69,8 @@ def run(args: Namespace) -> None:
             nouns = IMAGES if kind == IMAGES else VIDEOS
             print(f'{split}: {packed.num_samples} {nouns} in {packed.num_shards} shards, '
                   f'{packed.num_bytes / 1e6:.1f} MB{bad if packed.num_bad else ""}')
+            if samples.listed:
+                print(samples.listed)
             if samples.left_out:
                 print(f'{split}: left out: {summary(samples.left_out)}')
     if args.verify:

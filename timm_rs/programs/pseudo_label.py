@@ -85,6 +85,8 @@ def run_label(arguments: argparse.Namespace) -> None:
                       getattr(torch, arguments.amp_dtype) if arguments.amp_dtype else None)
     pool, *places = map(in_full, (arguments.pool, *arguments.exclude_like))
     samples = open_pool(pool, arguments.data_dir, arguments.split)
+    if samples.listed:
+        print(samples.listed)
     excluded = open_excluded(places, arguments.exclude_minival)
     manifest = describe(teacher, samples, pool, arguments.data_dir, arguments.split, arguments.top_k, excluded)
     totals = label_pool(teacher, samples, arguments.folder, manifest, [images for _, images in excluded])

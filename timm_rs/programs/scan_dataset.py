@@ -70,6 +70,8 @@ def run_scan(recipe: Recipe, split: str | None, output: str | None, are_videos: 
             bad.add(name, reason)
     print(f'{sum(map(len, splits.values()))} {"videos" if are_videos else "images"}, {num_bad} bad')
     for name, samples in splits.items():
+        if samples.listed:
+            print(samples.listed)
         if samples.left_out:
             print(f'left out of {name}: {summary(samples.left_out)}')
     return num_bad == 0

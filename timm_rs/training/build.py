@@ -108,6 +108,8 @@ def build_data(recipe: Recipe, task: Task, device: Device, need_training: bool =
         recipe = dataclasses.replace(recipe, data_dir=str(folder))
     train_set, validation_set, num_outputs = task.create_datasets(recipe, need_training, known, source)
     for split, dataset in (('training', train_set), ('validation', validation_set)):
+        if listed := getattr(dataset, 'listed', ''):
+            device.say(listed)
         if left_out := getattr(dataset, 'left_out', ()):
             device.say(f'left out of the {split} data: {summary(left_out)}')
     return train_set, validation_set, dataclasses.replace(recipe, num_classes=recipe.num_classes or num_outputs)
