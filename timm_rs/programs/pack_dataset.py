@@ -11,7 +11,7 @@ from timm_rs.data.listing import summary
 from timm_rs.data.samples import Samples, as_samples
 from timm_rs.data.shards.encoding import FRAMES, IMAGES, OF_IMAGES, RAW, VIDEOS
 from timm_rs.data.shards.packing import pack, verify
-from timm_rs.data.shards.raw_size import QUALITY, check_disk, raw_size
+from timm_rs.data.shards.raw_size import QUALITY, check_disk, in_words, raw_size
 from timm_rs.data.videos import LISTS, open_video_split
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError, exit_on_user_error
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--class-folder', default='top', choices=('top', 'leaf'),
                         help='the folder that names the class: directly below the split, or the last (top)')
     parser.add_argument('--short-side', type=at_least(0), default=288, metavar='PX',
-                        help='shrink images to this (288); smaller ones stay, and 0 keeps all bytes')
+                        help='shrink images to this (288); smaller ones stay, and 0 keeps all bytes, or with --raw '
+                        'all pixels')
     parser.add_argument('--quality', type=int, metavar='Q', help='of the JPEGs (90), with 4:2:0 chroma')
     parser.add_argument('--shards', type=at_least(1), metavar='N',
                         help='per split (default: of about 270 MB, at least 8)')
@@ -83,12 +84,12 @@ def run(args: Namespace) -> None:
             bad = f'; bad images left out: {packed.num_bad}, see {Path(destination, "bad_samples.csv")}'
             nouns = IMAGES if kind in OF_IMAGES else VIDEOS
             print(f'{split}: {packed.num_samples} {nouns} in {packed.num_shards} shards, '
-                  f'{packed.num_bytes / 1e6:.1f} MB{bad if packed.num_bad else ""}')
+                  f'{in_words(packed.num_bytes)}{bad if packed.num_bad else ""}')
             if samples.left_out:
                 print(f'{split}: left out: {summary(samples.left_out)}')
     if args.verify:
         num_shards, num_bytes = verify(destination)
-        print(f'{destination}: {num_shards} shards, {num_bytes / 1e6:.1f} MB, all as they were written')
+        print(f'{destination}: {num_shards} shards, {in_words(num_bytes)}, all as they were written')
 
 
 def open_source(args: Namespace) -> dict[str, Samples]:

@@ -67,7 +67,7 @@ def test_a_line_says_how_much_and_how_much_is_free(tmp_path, monkeypatch):
     (tmp_path / 'there').mkdir()
     (tmp_path / 'there/train-000000.tar').write_bytes(bytes(2_500_000))
     assert check_disk(SIZES, tmp_path / 'not/there') == [
-        'train: about 40.0 GB as raw pixels, 5.0 times as much as JPEGs of quality 90 (by 100 of 120000 images); '
+        'train: about 40.0 GB as raw pixels, 5.0 times as much as JPEGs of quality 90 (by 100 of 120,000 images); '
         '380.0 GB are free',
         'validation: about 1.0 GB as raw pixels, 5.0 times as much as JPEGs of quality 90 (by 7 of 7 images); '
         '380.0 GB are free']

@@ -55,7 +55,7 @@ def check_disk(sizes: dict[str, RawSize], destination: str | Path) -> list[str]:
     disk = next(folder for folder in (destination.absolute(), *destination.absolute().parents) if folder.exists())
     free = shutil.disk_usage(disk).free
     lines = [f'{split}: about {in_words(size.num_bytes)} as raw pixels, {size.num_bytes / max(1, size.as_jpegs):.1f} '
-             f'times as much as JPEGs of quality {QUALITY} (by {size.looked_at} of {size.num_images} images)'
+             f'times as much as JPEGs of quality {QUALITY} (by {size.looked_at:,} of {size.num_images:,} images)'
              + (f', of which {in_words(there[split])} are there' if there[split] else '')
              + f'; {in_words(free)} are free' for split, size in sizes.items()]
     if CERTAIN * needed > free:
