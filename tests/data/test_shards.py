@@ -480,7 +480,8 @@ def test_shard_that_was_removed_is_packed_again(tmp_path):
 
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(short_side=20), 'short_side 20 instead of 24'), (dict(quality=80), 'quality 80 instead of 90'),
-    (dict(kind=RAW), 'kind raw instead of images'), (dict(num_shards=3), 'num_shards 3 instead of 2'), (dict(seed=1), 'seed 1 instead of 0'),
+    (dict(kind=RAW), 'kind raw instead of images'),
+    (dict(num_shards=3), 'num_shards 3 instead of 2'), (dict(seed=1), 'seed 1 instead of 0'),
     (dict(samples=photos(9)), 'num_samples 9 instead of 8, other images'),
     (dict(samples=Photos(dict(zip(photos(8).names, photos(8).contents, strict=True)), ('dog', 'cat'))),
      'other classes')])

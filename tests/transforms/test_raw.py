@@ -57,7 +57,8 @@ def test_every_crop_has_the_pixels_of_the_whole_image(stretch, stored, mode):
     (True, dict(no_aug=True)), (True, dict(train_interpolation='lanczos', scale=[0.08, 0.2])),
     (True, dict(preprocessing='tf', randaugment='tf', aa='rand-m15-n2', train_interpolation='bicubic')),
     (True, dict(train_crop_mode='rkrc')), (True, dict(input_img_mode='L', in_chans=1)), (False, dict()),
-    (False, dict(preprocessing='tf', train_interpolation='bicubic')), (False, dict(crop_mode='border')), (False, dict(crop_pct=1.0))])
+    (False, dict(preprocessing='tf', train_interpolation='bicubic')), (False, dict(crop_mode='border')),
+    (False, dict(crop_pct=1.0))])
 @pytest.mark.parametrize('stored', ['RGB', 'L'])
 def test_every_transform_makes_the_same_of_it(stretch, stored, is_training, settings):
     content = ppm(40, 53, stored)
