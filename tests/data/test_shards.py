@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tarfile
@@ -18,14 +19,26 @@ from conftest import write_images
 from PIL import Image
 from timm.data import create_dataset
 
-from timm_rs.data.samples import Samples, Subset, TimmSamples
+from timm_rs.data.bad_samples import problem_of
+from timm_rs.data.loader import TransformedSamples
+from timm_rs.data.mixture import Mixture, PseudoLabel
+from timm_rs.data.pool import open_pool
+from timm_rs.data.sampler import Ticket
+from timm_rs.data.samples import Relabelled, Samples, Subset, TimmSamples
 from timm_rs.data.shards import index as index_module
 from timm_rs.data.shards import packing as packing_module
 from timm_rs.data.shards import reading as reading_module
-from timm_rs.data.shards.encoding import encode
+from timm_rs.data.shards.encoding import FRAMES, IMAGES, OF_IMAGES, RAW, encode, encode_raw
 from timm_rs.data.shards.packing import pack, verify
 from timm_rs.data.shards.reading import is_packed, open_shards
 from timm_rs.errors import UserError
+from timm_rs.recipe.knobs import Recipe
+from timm_rs.transforms.create import create_transform
+from timm_rs.transforms.decode import open_picture
+from timm_rs.transforms.raw import Stretch
+
+DATA = dict(input_size=(3, 12, 12), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=0.875, crop_mode='center',
+            interpolation='bicubic')
 
 
 class Photos(Samples):
@@ -253,6 +266,111 @@ def test_labels_that_are_not_one_number_are_refused(tmp_path):
         pack(source, tmp_path, 'train')
 
 
+# Raw pixels ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def raw(tmp_path_factory):
+    """Eight photos and a grey one as raw pixels, their short side 12."""
+    source = photos(8)
+    source.names.append('/photos/cat/grey.png')
+    source.contents.append(png(Image.open(io.BytesIO(jpeg(8))).convert('L')))
+    pack(source, (root := tmp_path_factory.mktemp('raw')), 'train', short_side=12, num_shards=2, kind=RAW)
+    return root, dict(zip([Path(name).stem for name in source.names], source.contents, strict=True))
+
+
+def png(image):
+    content = io.BytesIO()
+    image.save(content, 'PNG')
+    return content.getvalue()
+
+
+def shrunk(content):
+    return np.asarray(Image.open(io.BytesIO(content)).resize((16, 12), Image.Resampling.BICUBIC).convert('RGB'))
+
+
+def test_raw_pixels_are_those_of_the_shrunk_image(raw):
+    samples = open_shards(raw[0], 'train')
+    assert sorted(stems(samples)) == sorted(raw[1])
+    for index, stem in enumerate(stems(samples)):
+        source, target = samples.open(index)
+        assert isinstance(source, Stretch) and target == samples.read(index)[1] == samples.targets()[index]
+        np.testing.assert_array_equal(open_picture(source).pixels(), shrunk(raw[1][stem]))
+        assert Image.open(io.BytesIO(samples.read(index)[0])).mode == ('L' if stem == 'grey' else 'RGB')
+
+
+def test_short_side_zero_shrinks_no_raw_pixels():
+    assert Image.open(io.BytesIO(encode_raw(jpeg(0), 0)[0])).tobytes() == Image.open(io.BytesIO(jpeg(0))).tobytes()
+
+
+@pytest.mark.parametrize('image', [
+    Image.new('RGBA', (5, 4), (250, 9, 3, 100)), Image.new('I;16', (5, 4), 40_000), Image.new('P', (5, 4), 7)])
+def test_other_modes_are_the_pixels_that_training_sees(image):
+    content, _ = encode_raw(png(image), 12)
+    np.testing.assert_array_equal(open_picture(content).pixels(), open_picture(png(image)).pixels())
+
+
+def test_timm_and_webdataset_read_raw_pixels(raw):
+    import webdataset
+    samples = open_shards(raw[0], 'train')
+    ours = [(open_picture(samples.open(index)[0]).pixels().tobytes(), target)
+            for index, target in enumerate(samples.targets())]
+    timms = create_dataset('wds/toy', root=str(raw[0]), split='train', is_training=False, input_key='jpg;ppm')
+    assert [(image.convert('RGB').tobytes(), target) for image, target in timms] == ours
+    stream = webdataset.WebDataset([str(path) for path in sorted(raw[0].glob('*.tar'))], shardshuffle=False)
+    assert [(sample['ppm'], int(sample['cls'])) for sample in stream] == [*map(samples.read, range(9))]
+
+
+def test_what_holds_other_samples_opens_raw_pixels_as_they_do(raw):
+    samples = open_shards(raw[0], 'train')
+    mixture = Mixture(samples, open_pool(str(raw[0])), np.arange(9), np.zeros((9, 1), int), np.ones((9, 1)), 1)
+    for around, index in ((Subset(samples, [3, 5]), 1), (Relabelled(samples, {'dog': 0, 'cat': 1}), 5), (mixture, 5),
+                          (mixture, 9 + 5)):
+        source, label = around.open(index)
+        assert isinstance(source, Stretch) and source.read(0, source.length).tobytes() == around.read(index)[0]
+        assert label == around.read(index)[1] or isinstance(label, PseudoLabel)
+    assert Relabelled(samples, {'dog': 0, 'cat': 1}).open(5)[1] != samples.open(5)[1]
+
+
+def test_raw_pixels_are_packed_again_as_jpegs(raw, tmp_path):
+    pack(open_shards(raw[0], 'train'), tmp_path, 'train', short_side=12, num_shards=2)
+    samples = open_shards(tmp_path, 'train')
+    assert sorted(stems(samples)) == sorted(raw[1])
+    index = stems(samples).index('n0003')
+    expected = io.BytesIO()
+    Image.fromarray(shrunk(raw[1]['n0003'])).save(expected, 'JPEG', quality=90)
+    assert samples.read(index)[0] == expected.getvalue()
+
+
+@pytest.mark.parametrize(('damage', 'reason'), [
+    (lambda content: content.replace(b'16 12', b'96 12'), 'truncated'),
+    (lambda content: content.replace(b'255', b'999'), 'not enough image data'),
+    (lambda content: b'JP' + content[2:], 'not an image')])
+def test_raw_headers_that_lie_are_named_and_replaced(raw, tmp_path, damage, reason):
+    samples = open_shards(shutil.copytree(raw[0], tmp_path / 'raw'), 'train')
+    path, start = samples.root / samples.name(2).partition('/')[0], int(samples.index.offsets[2])
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + damage(content[start:start + 20]) + content[start + 20:])
+    assert problem_of(samples, 2) == problem_in_training(samples, 2) == reason
+
+
+def test_a_raw_shard_that_shrinks_while_training_is_named(raw, tmp_path):
+    samples = open_shards(shutil.copytree(raw[0], tmp_path / 'raw'), 'train')
+    start, length = int(samples.index.offsets[0]), int(samples.index.lengths[0])
+    os.truncate(samples.root / 'train-000000.tar', start + 100)
+    assert problem_in_training(samples, 0) == f"the shard ends after 100 of the image's {length} bytes"
+    os.truncate(samples.root / 'train-000000.tar', start)
+    assert problem_in_training(samples, 0).startswith('the shard ends after 0 ')
+
+
+def problem_in_training(samples, index):
+    """What the loader says of an image, in place of which it takes the next one."""
+    transform = create_transform(Recipe(no_aug=True), DATA, is_training=True)
+    dataset = TransformedSamples(samples, transform, int, ((12, 12, 3), -1), replace=True)
+    image, target, ((name, reason), *_) = dataset[Ticket(index, 0)]
+    assert name == samples.name(index) and image.any() and target >= 0
+    return reason
+
+
 # Order --------------------------------------------------------------------------------------------------------------
 
 def made_up(counts, buffer=reading_module.SHUFFLE_BUFFER):
@@ -310,15 +428,17 @@ class Dying(Photos):
         return super().read(index)
 
 
-def test_packing_goes_on_after_sigkill_to_the_same_bytes(tmp_path):
-    source = photos(30)
+@pytest.mark.parametrize(('kind', 'deaths'), [  # images, which come READ_AHEAD at a time or singly, 6 in a shard
+    (IMAGES, ((14, 0), (30 - 2, 2))), (RAW, ((4, 0), (14, 2)))])
+def test_packing_goes_on_after_sigkill_to_the_same_bytes(tmp_path, kind, deaths):
+    source, settings = photos(30), dict(short_side=12, num_shards=5, kind=kind)
     source.contents[4] = b'bad'
-    pack(source, tmp_path / 'whole', 'train', short_side=12, num_shards=5)
+    pack(source, tmp_path / 'whole', 'train', **settings)
     dying = Dying(dict(zip(source.names, source.contents, strict=True)))
-    for last, finished in ((14, 0), (30 - 2, 2)):  # images, of which READ_AHEAD come at a time, of 6 in a shard
+    for last, finished in deaths:
         dying.last = last
         process = multiprocessing.get_context('fork').Process(
-            target=pack, args=(dying, tmp_path / 'killed', 'train', 12), kwargs=dict(num_shards=5))
+            target=pack, args=(dying, tmp_path / 'killed', 'train'), kwargs=settings)
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -327,15 +447,16 @@ def test_packing_goes_on_after_sigkill_to_the_same_bytes(tmp_path):
             open_shards(tmp_path / 'killed', 'train')
     calls = []
     source.read = lambda index: calls.append(index) or Photos.read(source, index)
-    pack(source, tmp_path / 'killed', 'train', short_side=12, num_shards=5)
+    pack(source, tmp_path / 'killed', 'train', **settings)
     assert len(calls) == 18
     assert files(tmp_path / 'killed') == files(tmp_path / 'whole')
     assert open_shards(tmp_path / 'killed', 'train').targets() == open_shards(tmp_path / 'whole', 'train').targets()
 
 
-def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
+@pytest.mark.parametrize('kind', OF_IMAGES)
+def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path, kind):
     for workers in (0, 1):
-        pack(photos(40), tmp_path / str(workers), 'train', short_side=12, num_shards=3, workers=workers)
+        pack(photos(40), tmp_path / str(workers), 'train', short_side=12, num_shards=3, workers=workers, kind=kind)
     assert files(tmp_path / '0') == files(tmp_path / '1')
 
 
@@ -359,6 +480,7 @@ def test_shard_that_was_removed_is_packed_again(tmp_path):
 
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(short_side=20), 'short_side 20 instead of 24'), (dict(quality=80), 'quality 80 instead of 90'),
+    (dict(kind=RAW), 'kind raw instead of images'),
     (dict(num_shards=3), 'num_shards 3 instead of 2'), (dict(seed=1), 'seed 1 instead of 0'),
     (dict(samples=photos(9)), 'num_samples 9 instead of 8, other images'),
     (dict(samples=Photos(dict(zip(photos(8).names, photos(8).contents, strict=True)), ('dog', 'cat'))),
@@ -370,6 +492,14 @@ def test_other_settings_need_another_folder(tmp_path, change, message):
     with pytest.raises(UserError, match=f'{message}.*choose another folder'):
         pack(**(settings | change))
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize('kind', [RAW, FRAMES])
+def test_other_kinds_are_not_continued_as_images(tmp_path, kind):
+    pack(photos(8), tmp_path, 'train', num_shards=2)
+    change(tmp_path / 'train-manifest.json', 'settings', 'kind', value=kind)
+    with pytest.raises(UserError, match=f'other settings .kind images instead of {kind}'):
+        pack(photos(8), tmp_path, 'train', num_shards=2)
 
 
 def test_splits_of_one_folder_have_one_numbering_of_classes(tmp_path):

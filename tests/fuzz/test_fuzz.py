@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from timm_rs.data.bad_samples import READ_ERRORS
 from timm_rs.data.datasets import open_split
+from timm_rs.data.shards.encoding import IMAGES, RAW
 from timm_rs.data.shards.packing import pack
 from timm_rs.data.shards.reading import open_shards
 from timm_rs.errors import UserError
@@ -32,7 +33,7 @@ from timm_rs.transforms.decode import FORMATS, BadImage, open_picture
 
 SECONDS, BYTES, KEY = 2, 1 << 30, 0
 # About 2 minutes in all.
-COUNTS = dict(images=30_000, recipes=5000, packed_folders=4000, archives=10_000, checkpoints=10_000)
+COUNTS = dict(images=30_000, recipes=5000, packed_folders=4000, raw_folders=4000, archives=10_000, checkpoints=10_000)
 
 
 class Images:
@@ -99,11 +100,13 @@ class Recipes:
 class PackedFolders:
     """Manifest, index, list of splits or a shard of a packed folder changed."""
 
+    kind = IMAGES
+
     def __init__(self, folder):
         write_images(folder / 'images', dict(cat=2, dog=2), suffix='jpg')
         self.root = folder / 'packed'
         pack(open_split(Recipe(data_dir=str(folder / 'images'), val_split=''), 'train', False), self.root, 'train',
-             num_shards=2)
+             num_shards=2, kind=self.kind)
         self.files = {path: path.read_bytes() for path in sorted(self.root.iterdir())}
 
     def make(self, rng):
@@ -123,12 +126,20 @@ class PackedFolders:
                 for index in range(len(samples) if samples else 0):
                     with contextlib.suppress(OSError):
                         samples.read(index)
+                    with contextlib.suppress(OSError, BadImage):
+                        open_picture(samples.open(index)[0]).pixels()
                     samples.name(index)
 
     def check(self, case, result):
         for path in self.root.iterdir():  # an index that was made
             if path not in self.files:
                 path.unlink()
+
+
+class RawFolders(PackedFolders):
+    """The same of raw pixels."""
+
+    kind = RAW
 
 
 class Archives(PackedFolders):
@@ -182,7 +193,8 @@ class Checkpoints:
         pass
 
 
-KINDS = dict(images=Images, recipes=Recipes, packed_folders=PackedFolders, archives=Archives, checkpoints=Checkpoints)
+KINDS = dict(images=Images, recipes=Recipes, packed_folders=PackedFolders, raw_folders=RawFolders,
+             archives=Archives, checkpoints=Checkpoints)
 
 
 def peak_memory():

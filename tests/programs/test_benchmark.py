@@ -19,12 +19,13 @@ def test_loaders_take_turns_and_rows_say_where_they_come_from(capsys, image_fold
         rows = list(csv.DictReader(file))
     augmentations = 'timm augmentation', 'released RandAugment', 'released RandAugment and crops'
     names = [f'{loader}, {name}' for name in augmentations for loader in ('timm', 'fast')] + [
-        'fast, timm augmentation, decode scaled', 'fast, timm augmentation, packed']
+        f'fast, timm augmentation, {what}' for what in ('decode scaled', 'packed', 'packed raw')]
     assert [row['loader'] for row in rows] == names
     assert all((float(row['cpu_ratio_to_timm_max']) == 1) == (row['loader'][:4] == 'timm') for row in rows)
     assert all(re.search(rf'^{name} +[0-9.]+ \(', out, re.M) for name in names)
     assert float(rows[1]['cpu_ms_min']) > 0
     assert float(rows[1]['psnr_db_median']) > 50
+    assert float(rows[-1]['image_kb']) == 1.2  # 20 x 20 pixels
     assert all(row['versions'].startswith('python 3') and row['hardware'] and row['commit'] for row in rows)
 
 

@@ -1,4 +1,5 @@
 import io
+import shutil
 import tarfile
 
 import pytest
@@ -76,6 +77,24 @@ def test_a_tar_is_packed_by_several_processes(call, image_folder, tmp_path):
         path.read_bytes() for path in (image_folder / 'train').glob('*/*'))
 
 
+def test_raw_pixels_say_beforehand_what_they_take(call, image_folder, tmp_path):
+    argv = image_folder, tmp_path / 'packed', '--raw', '--short-side', 10
+    shown = call(*argv).splitlines()
+    assert [line.partition(',')[0] for line in shown] == [
+        'train: about 0.0 MB as raw pixels', 'validation: about 0.0 MB as raw pixels',
+        'train: 24 images in 8 shards', 'validation: 15 images in 8 shards']
+    assert '(by 24 of 24 images); ' in shown[0] and shown[0].endswith('B are free')
+    assert open_shards(tmp_path / 'packed', 'train').read(0)[0].startswith(b'P6\n10 10\n255\n')
+    assert 'of which 0.1 MB are there' in call(*argv).splitlines()[0]
+
+
+def test_a_disk_too_small_for_raw_pixels_is_one_line(tool, capsys, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    assert 'raw pixels need about 0.1 MB more, and 0.0 MB are free; free some space' in failure(
+        tool, capsys, image_folder, tmp_path / 'packed', '--raw', '--workers', 0)
+    assert not (tmp_path / 'packed').exists()
+
+
 def test_torchvision_datasets_are_packed(call, image_folder, tmp_path):
     (image_folder / 'validation').rename(image_folder / 'val')
     call(image_folder, tmp_path / 'packed', '--dataset', 'torch/image_folder')
@@ -84,6 +103,8 @@ def test_torchvision_datasets_are_packed(call, image_folder, tmp_path):
 
 @pytest.mark.parametrize(('argv', 'message'), [
     (['here'], 'give two folders'), (['missing', 'packed'], 'data folder missing does not exist'),
+    (['.', 'packed', '--raw', '--quality', '80'], '--quality 80 is of JPEGs, and --raw stores none'),
+    (['.', 'packed', '--raw', '--videos'], '--raw is for images'), (['.', 'packed', '--raw', '--frames'], 'for images'),
     (['.', 'packed', '--workers', '-1'], '--workers -1: give 0 or more'),
     (['--verify', '.'], 'has no shards with a manifest')])
 def test_wrong_arguments_are_one_line(tool, capsys, tmp_path, monkeypatch, argv, message):
@@ -91,10 +112,19 @@ def test_wrong_arguments_are_one_line(tool, capsys, tmp_path, monkeypatch, argv,
     assert message in failure(tool, capsys, *argv)
 
 
+def test_raw_pixels_are_not_continued_as_jpegs(call, tool, capsys, image_folder, tmp_path):
+    call(image_folder, tmp_path / 'packed', '--raw')
+    assert 'kind images instead of raw' in failure(tool, capsys, image_folder, tmp_path / 'packed', '--workers', 0)
+
+
 def test_other_settings_are_one_line(call, tool, capsys, image_folder, tmp_path):
     call(image_folder, tmp_path / 'packed')
     assert 'short_side 200 instead of 288' in failure(
         tool, capsys, image_folder, tmp_path / 'packed', '--short-side', 200, '--workers', 0)
+
+
+def test_no_quality_is_not_the_default(tool, capsys, image_folder, tmp_path):
+    assert 'JPEG quality 0: give 1 to 100' in failure(tool, capsys, image_folder, tmp_path / 'packed', '--quality', 0)
 
 
 def test_help_has_examples(tool, capsys):

@@ -39,6 +39,25 @@ def test_crops_are_drawn_as_timm_draws_them():
         assert scipy.stats.ks_2samp(one, other).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(('scale', 'ratio'), [
+    ((0.08, 1), (3 / 4, 4 / 3)), ((0.9, 1), (0.5, 1.7)), ((0.3, 0.3), (1, 1))])
+def test_crops_are_those_that_numpy_draws_from_ranges(scale, ratio):
+    """The form in which they were drawn at first: another would change every run."""
+    ours = RandomResizedCrop((24, 24), scale, ratio, InterpolationMode.BICUBIC)
+    for seed in range(300):
+        rng, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+        top, left, height, width = ours.box(120, 100 + seed, rng)
+        bounds = zip(scale, np.log(ratio).tolist(), strict=True)
+        for area, aspect in theirs.uniform(*bounds, (10, 2)).tolist():
+            area, aspect = area * 120 * (100 + seed), np.exp(aspect)
+            box = round(np.sqrt(area / aspect)), round(np.sqrt(area * aspect))
+            if box[0] <= 120 and box[1] <= 100 + seed:
+                assert (height, width) == box
+                assert [top, left] == theirs.integers((121 - height, 101 + seed - width)).tolist()
+                break
+        assert rng.bit_generator.state == theirs.bit_generator.state
+
+
 def test_an_image_too_long_for_any_crop_gives_its_middle_as_timm_does():
     ours = RandomResizedCrop((24, 24), (0.9, 1), (3 / 4, 4 / 3), InterpolationMode.BICUBIC)
     for height, width in ((400, 20), (20, 400), (1, 1)):

@@ -19,6 +19,7 @@ from timm_rs.benchmark.rows import Cost, provenance, ratios, spread, take_turns
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_train_loader, num_workers
 from timm_rs.data.samples import Samples, Subset, as_samples
+from timm_rs.data.shards.encoding import IMAGES, RAW
 from timm_rs.data.shards.packing import pack
 from timm_rs.data.shards.reading import open_shards
 from timm_rs.data.workers import num_cores
@@ -71,11 +72,12 @@ def run_loaders(
         costs = take_turns({
             name: partial(run_loader, dataclasses.replace(recipe, **changes), config, data, images, device)
             for name, (changes, data) in candidates.items()}, rounds, label='loaders')
+        image_kb = {name: mean_kb(data) for name, (_, data) in candidates.items()}
     decoding = decoding_psnr(samples, size, min(len(samples), 200))
     psnr = {f'fast, {TIMMS}': decoding.exact, f'fast, {TIMMS}, decode scaled': decoding.scaled}
     return [dict(loader=name, img_size=size, workers=num_workers(recipe.workers), images=images, rounds=rounds,
                  **loader_columns(own, costs[f'timm, {name.split(", ")[1]}']), psnr_db_median=psnr.get(name),
-                 **provenance()) for name, own in costs.items()], decoding
+                 image_kb=image_kb[name], **provenance()) for name, own in costs.items()], decoding
 
 
 def create_candidates(
@@ -95,8 +97,10 @@ def create_candidates(
     fast, _ = candidates[f'fast, {TIMMS}']
     candidates[f'fast, {TIMMS}, decode scaled'] = fast | dict(decode='scaled'), samples
     if shards:
-        pack(samples, shards, 'train', workers=num_cores())
-        candidates[f'fast, {TIMMS}, packed'] = fast, as_samples(open_shards(shards, 'train'))
+        for what, kind in (('packed', IMAGES), ('packed raw', RAW)):
+            folder = Path(shards, kind)
+            pack(samples, folder, 'train', workers=num_cores(), kind=kind)
+            candidates[f'fast, {TIMMS}, {what}'] = fast, as_samples(open_shards(folder, 'train'))
     return candidates
 
 
@@ -112,6 +116,13 @@ def run_loader(recipe: Recipe, config: dict[str, Any], samples: Samples, images:
     return done  # the loader goes, and its workers with it
 
 
+def mean_kb(samples: Samples) -> float | None:
+    """Kilobytes of an image as it is stored, by the first 200; None where the data set decodes images itself."""
+    sources = [samples.read(index)[0] for index in range(min(len(samples), 200))]
+    sizes = [len(source) for source in sources if isinstance(source, bytes)]
+    return round(statistics.mean(sizes) / 1000, 1) if len(sizes) == len(sources) else None
+
+
 def loader_columns(own: list[Cost], timms: list[Cost]) -> dict[str, float]:
     """CPU milliseconds of an image and images per second over the rounds, and how many times as much timm's takes."""
     spreads = dict(
@@ -122,11 +133,12 @@ def loader_columns(own: list[Cost], timms: list[Cost]) -> dict[str, float]:
 
 def loader_table(rows: list[dict[str, Any]], decoding: DecodingPsnr) -> str:
     """What `run_loaders` found, for people."""
-    lines = [f'{"loader":40} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28}']
+    lines = [f'{"loader":40} {"CPU ms/image (min-max)":>26} {"images/s":>9} {"timm / this, CPU (min-max)":>28} '
+             f'{"KB/image":>9}']
     lines += [
         '{loader:40} {cpu_ms_median:10.3f} ({cpu_ms_min:.3f}-{cpu_ms_max:.3f}) {images_per_s_median:9.0f} '
         '{cpu_ratio_to_timm_median:13.2f} ({cpu_ratio_to_timm_min:.2f}-{cpu_ratio_to_timm_max:.2f})'.format(**row)
-        for row in rows]
+        + f'{row["image_kb"] or float("nan"):13.1f}' for row in rows]
     scaled = (f'scaled {decoding.scaled:.1f} dB in the {100 * decoding.share_scaled:.0f} % of crops that it decodes '
               'smaller' if decoding.share_scaled else 'no crop is large enough to decode it smaller')
     return '\n'.join([*lines, 'median PSNR against PIL\'s full decode and antialiased bicubic of the same crop: exact '

@@ -86,7 +86,7 @@ class TransformedSamples(Dataset[tuple[Any, Any, list[Problem]]]):
         problems: list[Problem] = []
         while index != PADDING:
             try:
-                source, label = self.samples.read(index)
+                source, label = self.samples.open(index)
                 return *self.transform.with_target(source, self.encode(label), ticket.seed), problems
             except BadImage as error:
                 problems.append((self.samples.name(index), str(error)))

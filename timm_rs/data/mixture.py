@@ -50,9 +50,14 @@ class Mixture(Samples):
 
     def read(self, index: int) -> tuple[Any, Any]:
         entry = index - len(self.labelled)
-        if entry < 0:
-            return self.labelled.read(index)
-        source, _ = self.pool.read(int(self.entries[entry]))
+        return self.labelled.read(index) if entry < 0 else self._pseudo_labelled(entry, self.pool.read)
+
+    def open(self, index: int) -> tuple[Any, Any]:
+        entry = index - len(self.labelled)
+        return self.labelled.open(index) if entry < 0 else self._pseudo_labelled(entry, self.pool.open)
+
+    def _pseudo_labelled(self, entry: int, read: Callable[[int], tuple[Any, Any]]) -> tuple[Any, PseudoLabel]:
+        source, _ = read(int(self.entries[entry]))
         return source, PseudoLabel(self.ids[entry], self.probabilities[entry])
 
     def name(self, index: int) -> str:

@@ -13,7 +13,7 @@ from timm_rs.data.listed_images import ListedImages
 from timm_rs.data.listing import list_archive, summary
 from timm_rs.data.listing_cache import cached_listing
 from timm_rs.data.samples import Samples, TimmSamples, as_samples
-from timm_rs.data.shards.index import IMAGE_KEYS, UNLABELLED, cached_index
+from timm_rs.data.shards.index import UNLABELLED, cached_index, packed_keys
 from timm_rs.data.shards.reading import ShardSamples
 from timm_rs.errors import UserError
 from timm_rs.progress import track
@@ -37,7 +37,7 @@ def open_pool(pool: str, data_dir: str | None = None, split: str = 'train') -> S
     try:
         shards = sorted(entry.name for entry in path.glob('*.tar')) if path.is_dir() else []
         if shards:
-            index = cached_index(path, path / '.index-pool.npz', shards, IMAGE_KEYS.split(';'), UNLABELLED)
+            index = cached_index(path, path / '.index-pool.npz', shards, packed_keys(are_videos=False), UNLABELLED)
             samples: Samples = ShardSamples(path, index)
             left_out: Any = ()
         else:

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from timm_rs.data.listed_images import ListedImages
 from timm_rs.errors import UserError
+from timm_rs.transforms.raw import Stretch
 
 Order: TypeAlias = npt.NDArray[np.int64]
 
@@ -36,6 +37,10 @@ class Samples:
         Raises OSError (or tarfile's errors) for what cannot be read.
         """
         raise NotImplementedError
+
+    def open(self, index: int) -> tuple[bytes | Image.Image | Stretch, Any]:
+        """The same for `decode.open_picture`, which reads of raw pixels what it needs."""
+        return self.read(index)
 
     def name(self, index: int) -> str:
         """What people find the image by: its path, or its name within an archive, or just its number."""
@@ -147,6 +152,9 @@ class Subset(Samples):
     def read(self, index: int) -> tuple[bytes | Image.Image, Any]:
         return self.samples.read(int(self.indices[index]))
 
+    def open(self, index: int) -> tuple[bytes | Image.Image | Stretch, Any]:
+        return self.samples.open(int(self.indices[index]))
+
     def name(self, index: int) -> str:
         return self.samples.name(int(self.indices[index]))
 
@@ -177,6 +185,10 @@ class Relabelled(Samples):
 
     def read(self, index: int) -> tuple[bytes | Image.Image, Any]:
         source, label = self.samples.read(index)
+        return source, self.index_of[int(label)]
+
+    def open(self, index: int) -> tuple[bytes | Image.Image | Stretch, Any]:
+        source, label = self.samples.open(index)
         return source, self.index_of[int(label)]
 
     def name(self, index: int) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, create_datasets, open_split
 from timm_rs.data.listing import summary
 from timm_rs.data.samples import Samples, as_samples
-from timm_rs.data.shards.encoding import FRAMES, IMAGES, VIDEOS
+from timm_rs.data.shards.encoding import FRAMES, IMAGES, OF_IMAGES, RAW, VIDEOS
 from timm_rs.data.shards.packing import pack, verify
+from timm_rs.data.shards.raw_size import QUALITY, check_disk, in_words, raw_size
 from timm_rs.data.videos import LISTS, open_video_split
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError, exit_on_user_error
@@ -21,6 +22,7 @@ EXAMPLE = """examples:
   python tools/pack_dataset.py imagenet packed --short-side 288      a folder with train/ and validation/
   python tools/pack_dataset.py photos packed --split train           one split
   python tools/pack_dataset.py cache packed --dataset hfds/NAME      any dataset of timm's that is not a stream
+  python tools/pack_dataset.py imagenet packed --raw                 pixels: large, and read in a fraction of the time
   python tools/pack_dataset.py kinetics packed --frames              videos, as JPEGs of their frames
   python tools/pack_dataset.py --verify packed                       checksums
   python train.py --recipe R --dataset wds/packed --data-dir packed
@@ -36,13 +38,16 @@ def main(argv: list[str] | None = None) -> None:
                         'their files keep their bytes')
     parser.add_argument('--frames', action='store_true', help='the same, each video as its frames, which are JPEGs as '
                         'images would be: larger, and read in a fraction of the time')
+    parser.add_argument('--raw', action='store_true', help='store the pixels of images as they are: nothing to decode '
+                        'when training, for several times the disk, which is printed before')
     parser.add_argument('--split', metavar='NAME', help='only this split (default: train and validation)')
     parser.add_argument('--class-map', default='', metavar='FILE', help='maps class names to indices')
     parser.add_argument('--class-folder', default='top', choices=('top', 'leaf'),
                         help='the folder that names the class: directly below the split, or the last (top)')
-    parser.add_argument('--short-side', type=int, default=288, metavar='PX',
-                        help='shrink images to this (288); smaller ones stay, and 0 keeps all bytes')
-    parser.add_argument('--quality', type=int, default=90, metavar='Q', help='of the JPEGs (90), with 4:2:0 chroma')
+    parser.add_argument('--short-side', type=at_least(0), default=288, metavar='PX',
+                        help='shrink images to this (288); smaller ones stay, and 0 keeps all bytes, or with --raw '
+                        'all pixels')
+    parser.add_argument('--quality', type=int, metavar='Q', help='of the JPEGs (90), with 4:2:0 chroma')
     parser.add_argument('--shards', type=at_least(1), metavar='N',
                         help='per split (default: of about 270 MB, at least 8)')
     parser.add_argument('--seed', type=at_least(0), default=0, metavar='S', help='of the order within the shards (0)')
@@ -59,23 +64,34 @@ def run(args: Namespace) -> None:
         raise UserError('give two folders: tools/pack_dataset.py SRC DST, or one: --verify DST')
     if args.workers < 0:
         raise UserError(f'--workers {args.workers}: give 0 or more processes')
+    if args.raw and (args.videos or args.frames):
+        raise UserError('--raw is for images: leave it out for videos, whose frames --frames stores as JPEGs')
+    if args.raw and args.quality is not None:
+        raise UserError(f'--quality {args.quality} is of JPEGs, and --raw stores none: give one of the two')
     destination = args.destination or args.source
-    kind = FRAMES if args.frames else VIDEOS if args.videos else IMAGES
+    kind = FRAMES if args.frames else VIDEOS if args.videos else RAW if args.raw else IMAGES
+    quality = QUALITY if args.quality is None else args.quality
     if args.destination is not None:
-        for split, samples in open_source(args).items():
-            packed = pack(samples, destination, split, args.short_side, args.quality, args.shards, args.seed,
-                          args.workers, source=f'{args.dataset} {args.source}'.strip(), kind=kind)
+        sources = open_source(args)
+        shards = dict.fromkeys(sources, args.shards)
+        if args.raw:
+            sizes = {split: raw_size(samples, args.short_side) for split, samples in sources.items()}
+            print('\n'.join(check_disk(sizes, destination)), flush=True)
+            shards = {split: args.shards or size.num_shards for split, size in sizes.items()}
+        for split, samples in sources.items():
+            packed = pack(samples, destination, split, args.short_side, quality, shards[split], args.seed, args.workers,
+                          source=f'{args.dataset} {args.source}'.strip(), kind=kind)
             bad = f'; bad images left out: {packed.num_bad}, see {Path(destination, "bad_samples.csv")}'
-            nouns = IMAGES if kind == IMAGES else VIDEOS
+            nouns = IMAGES if kind in OF_IMAGES else VIDEOS
             print(f'{split}: {packed.num_samples} {nouns} in {packed.num_shards} shards, '
-                  f'{packed.num_bytes / 1e6:.1f} MB{bad if packed.num_bad else ""}')
+                  f'{in_words(packed.num_bytes)}{bad if packed.num_bad else ""}')
             if samples.listed:
                 print(samples.listed)
             if samples.left_out:
                 print(f'{split}: left out: {summary(samples.left_out)}')
     if args.verify:
         num_shards, num_bytes = verify(destination)
-        print(f'{destination}: {num_shards} shards, {num_bytes / 1e6:.1f} MB, all as they were written')
+        print(f'{destination}: {num_shards} shards, {in_words(num_bytes)}, all as they were written')
 
 
 def open_source(args: Namespace) -> dict[str, Samples]:

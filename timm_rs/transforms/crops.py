@@ -46,13 +46,14 @@ class RandomResizedCrop:
 
     def box(self, height: int, width: int, rng: Rng) -> Box:
         """A random box (top, left, height, width) in an image of that size."""
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for area, aspect in rng.uniform((self.scale[0], low), (self.scale[1], high), (10, 2)).tolist():
-            area, aspect = area * height * width, math.exp(aspect)
+        (small, large), low, high = self.scale, math.log(self.ratio[0]), math.log(self.ratio[1])
+        for area, aspect in rng.random((10, 2)).tolist():  # as `uniform` of arrays draws, which takes ten times as long
+            area = (small + (large - small) * area) * height * width
+            aspect = math.exp(low + (high - low) * aspect)
             box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if 0 < box_height <= height and 0 < box_width <= width:
-                top, left = rng.integers((height - box_height + 1, width - box_width + 1)).tolist()
-                return top, left, box_height, box_width
+                top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+                return int(top), int(left), box_height, box_width
         box_height = max(min(height, round(width / min(self.ratio))), 1)
         box_width = max(min(width, round(height * max(self.ratio))), 1)
         return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width

@@ -22,6 +22,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from timm_rs.transforms.raw import Rows, Stretch, find_rows
+
 try:
     import simplejpeg
 except ImportError:  # no wheel for this machine: Pillow then decodes JPEGs too, the same pixels in twice the time
@@ -99,8 +101,11 @@ class Picture(Protocol):
         ...
 
 
-def open_picture(source: bytes | Image.Image, mode: str = 'RGB', limits: Limits = DEFAULT_LIMITS) -> Picture:
+def open_picture(source: bytes | Image.Image | Stretch, mode: str = 'RGB', limits: Limits = DEFAULT_LIMITS) -> Picture:
     """The image in a file's bytes, or an open Pillow image, as `mode`: any of Pillow's with 8 bits per channel.
+
+    Of a `Stretch` with raw pixels only the rows that are asked for are read, when they are, which raises OSError where
+    the file has been cut off.
 
     Like timm, this does not turn images as their EXIF data says. 16-bit grayscale keeps its high byte, where Pillow
     would clip; whole numbers of 32 bits and fractions are clipped to 0..255, as Pillow does. Raises BadImage for what
@@ -109,6 +114,11 @@ def open_picture(source: bytes | Image.Image, mode: str = 'RGB', limits: Limits 
     if isinstance(source, Image.Image):
         check_size(source.height, source.width, limits)
         return _PillowPicture(source, mode)
+    if isinstance(source, Stretch):
+        if not (rows := find_rows(source)):
+            return open_picture(source.read(0, source.length).tobytes(), mode, limits)
+        check_size(rows.height, rows.width, limits)
+        return _RawPicture(rows, mode)
     frame = _find_frame(source) if mode == 'RGB' and simplejpeg else None
     if not frame:
         return _PillowPicture(open_with_pillow(source, limits), mode)
@@ -223,6 +233,21 @@ def _find_frame(data: bytes) -> tuple[int, int, int, bool] | None:
     if not frame or bits != 8 or channels not in (1, 3) or not height or not width:
         return None
     return frame, height, width, data[frame + 1] != _PROGRESSIVE and data[at + 4] == channels
+
+
+# ---- raw pixels -------------------------------------------------------------------------------------------------
+
+class _RawPicture:
+    def __init__(self, rows: Rows, mode: str):
+        self.rows, self.mode, self.height, self.width = rows, mode, rows.height, rows.width
+
+    def pixels(self, box: Box | None = None, at_least: tuple[int, int] | None = None) -> Pixels:
+        top, left, height, width = box or (0, 0, self.height, self.width)
+        pixels = self.rows.read(top, height)[:, left:left + width]
+        is_grey = self.rows.channels == 1
+        if self.mode == ('L' if is_grey else 'RGB'):
+            return pixels
+        return _PillowPicture(Image.fromarray(pixels[..., 0] if is_grey else pixels), self.mode).pixels()
 
 
 # ---- everything else by Pillow ----------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from timm_rs.data.samples import Samples
+from timm_rs.data.shards.index import RAW_KEY
 from timm_rs.errors import UserError
 from timm_rs.transforms.decode import DEFAULT_LIMITS, BadImage, Pixels, open_picture, open_with_pillow
 from timm_rs.transforms.frames import JOINED, Frames, Source, container_of, join_frames, open_video
 
 KEPT_FORMATS = {'JPEG': 'jpg', 'PNG': 'png', 'WEBP': 'webp'}
-KINDS = IMAGES, VIDEOS, FRAMES = 'images', 'videos', 'frames'
+KINDS = IMAGES, RAW, VIDEOS, FRAMES = 'images', 'raw', 'videos', 'frames'
+OF_IMAGES = IMAGES, RAW
 
 
 class Encoded(NamedTuple):
@@ -41,7 +43,9 @@ class Encoder(Dataset[Encoded]):
                 warnings.simplefilter('ignore')  # PIL's, of metadata it does not understand
                 source: Any
                 source, target = self.samples.read(index)
-                if self.kind == IMAGES:
+                if self.kind == RAW:
+                    content, extension = encode_raw(source, self.short_side)
+                elif self.kind == IMAGES:
                     content, extension = encode(source, self.short_side, self.quality)
                 else:
                     short_side = self.short_side if self.kind == FRAMES else 0
@@ -73,16 +77,35 @@ def encode(source: bytes | Image.Image, short_side: int, quality: int) -> tuple[
             return source, KEPT_FORMATS[str(image.format)]
     content = io.BytesIO()
     if short_side or image.mode not in ('L', 'RGB'):
-        image = Image.fromarray(open_picture(image).pixels())  # the pixels that training sees, also of 16-bit images
+        image = _as_trained(image)
     if not short_side:
         image.save(content, 'PNG')
         return content.getvalue(), 'png'
-    scale = short_side / min(image.size)
-    if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    image.save(content, 'JPEG', quality=quality, subsampling='4:2:0', comment=b'')
+    _shrink(image, short_side).save(content, 'JPEG', quality=quality, subsampling='4:2:0', comment=b'')
     return content.getvalue(), 'jpg'
+
+
+def encode_raw(source: bytes | Image.Image, short_side: int) -> tuple[bytes, str]:
+    """The same as raw pixels, RGB or of grey images one byte each, which all modes that training knows come from."""
+    image = source if isinstance(source, Image.Image) else open_with_pillow(source)
+    image.load()
+    content = io.BytesIO()
+    image = image if image.mode == 'L' else _as_trained(image)
+    (_shrink(image, short_side) if short_side else image).save(content, 'PPM')
+    return content.getvalue(), RAW_KEY
+
+
+def _as_trained(image: Image.Image) -> Image.Image:
+    """The RGB pixels that training sees, also of 16-bit images."""
+    return Image.fromarray(open_picture(image).pixels())
+
+
+def _shrink(image: Image.Image, short_side: int) -> Image.Image:
+    scale = short_side / min(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encode_video(source: Source, short_side: int, quality: int) -> tuple[bytes, str]:

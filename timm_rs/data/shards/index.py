@@ -20,6 +20,7 @@ from timm_rs.progress import track
 from timm_rs.transforms.frames import JOINED, VIDEO_SUFFIXES
 
 IMAGE_KEYS = 'jpg;jpeg;png;webp'  # timm's, and jpeg
+RAW_KEY = 'ppm'
 VIDEO_KEYS = ';'.join([*(suffix[1:] for suffix in VIDEO_SUFFIXES), JOINED])
 BLOCK = tarfile.BLOCKSIZE
 MAX_CLASSES = 10_000_000  # what is beyond is no label
@@ -66,6 +67,11 @@ def stat_of(path: Path) -> os.stat_result:
         return path.stat()
     except OSError as error:
         raise UserError(f'shard {path} cannot be read: {error.strerror}') from None
+
+
+def packed_keys(are_videos: bool) -> list[str]:
+    """The extensions under which `pack` stores images, or videos."""
+    return (VIDEO_KEYS if are_videos else f'{IMAGE_KEYS};{RAW_KEY}').split(';')
 
 
 class NotOneNumber(Exception):

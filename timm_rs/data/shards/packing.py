@@ -17,20 +17,20 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from timm_rs.data.samples import Samples
-from timm_rs.data.shards.encoding import FRAMES, IMAGES, KINDS, Encoded, Encoder
+from timm_rs.data.shards.encoding import FRAMES, IMAGES, KINDS, OF_IMAGES, RAW, Encoded, Encoder
 from timm_rs.data.shards.index import (
     BLOCK,
-    IMAGE_KEYS,
-    VIDEO_KEYS,
     Index,
     index_path,
     join_indices,
     load_index,
+    packed_keys,
     save_index,
     scan_shard,
     shard_index,
 )
 from timm_rs.data.shards.manifest import manifest_path, packed_splits, read_info, read_manifest
+from timm_rs.data.shards.raw_size import raw_size, within
 from timm_rs.data.shards.reading import keys_of
 from timm_rs.data.workers import end_with
 from timm_rs.errors import UserError
@@ -39,7 +39,6 @@ from timm_rs.progress import track
 
 # 8192 photos of 288 px are about 270 MB, and 2048 of ImageNet's originals are about as much.
 SAMPLES_PER_SHARD, ORIGINALS_PER_SHARD, VIDEOS_PER_SHARD = 8192, 2048, 256
-MIN_SHARDS = 8  # or there is little to shuffle, and nothing to share out among the workers of timm's reader
 READ_AHEAD = 16  # samples that travel together from a packing process
 
 
@@ -63,8 +62,10 @@ def pack(samples: Samples, destination: str | Path, split: str, short_side: int 
     is not applied. The order is shuffled once by `seed`: training reads shards from front to back, and would otherwise
     see class after class. The bytes written do not depend on the number of processes, `workers` (0: this one).
 
-    Of the other `KINDS`, videos are files that keep their bytes, and frames are videos as JPEGs made like images, all
-    of a video in one member. Folders of frames become such members in both, in the former with their bytes.
+    Of the other `KINDS`, raw are images whose pixels are stored as they are, shrunk likewise unless `short_side` is 0:
+    several times the bytes, of which training reads only the rows of its crop. Videos are files that keep their bytes,
+    and frames are videos as JPEGs made like images, all of a video in one member. Folders of frames become such members
+    in both, in the former with their bytes.
 
     Started again after it was stopped, it goes on with the first shard that is not there. Images that cannot be read
     are left out and listed in `bad_samples.csv`. Raises UserError when the folder holds something else, was packed
@@ -73,16 +74,14 @@ def pack(samples: Samples, destination: str | Path, split: str, short_side: int 
     destination = Path(destination)
     keys = keys_of(samples)
     if num_shards is None:
-        num_shards = min(max(MIN_SHARDS, math.ceil(
-            len(samples) / (VIDEOS_PER_SHARD if kind != IMAGES else
-                            SAMPLES_PER_SHARD if short_side else ORIGINALS_PER_SHARD))), len(samples))
+        num_shards = _usual_shards(samples, short_side, kind)
     _check_settings(samples, split, short_side, quality, num_shards, kind)
     settings = dict(
         short_side=short_side, quality=quality, num_shards=num_shards, seed=seed, num_samples=len(samples),
         names_sha256=hashlib.sha256('\n'.join(keys).encode(errors='surrogateescape')).hexdigest())
     if kind != IMAGES:
         settings['kind'] = kind
-    member_keys = (IMAGE_KEYS if kind == IMAGES else VIDEO_KEYS).split(';')
+    member_keys = packed_keys(are_videos=kind not in OF_IMAGES)
     classes = {str(name): int(index) for name, index in samples.classes.items()}
     with _write_errors(destination), _one_packer(destination):
         manifest = _start_manifest(destination, split, settings, classes, source)
@@ -121,6 +120,13 @@ def _sha256(path: Path) -> str | None:
     with contextlib.suppress(OSError):
         return sha256_of(path)
     return None
+
+
+def _usual_shards(samples: Samples, short_side: int, kind: str) -> int:
+    if kind == RAW:
+        return raw_size(samples, short_side).num_shards
+    each = VIDEOS_PER_SHARD if kind not in OF_IMAGES else SAMPLES_PER_SHARD if short_side else ORIGINALS_PER_SHARD
+    return within(math.ceil(len(samples) / each), len(samples))
 
 
 def _check_settings(samples: Samples, split: str, short_side: int, quality: int, num_shards: int, kind: str) -> None:
@@ -197,7 +203,8 @@ def _start_manifest(destination: Path, split: str, settings: dict[str, Any], cla
         _write_json(manifest_path(destination, split), manifest)
         return manifest
     manifest = read_manifest(destination, split)
-    before, now = dict(manifest['settings'], classes=manifest['classes']), dict(settings, classes=classes)
+    before, now = (dict(kind=IMAGES) | told | dict(classes=names) for told, names in (
+        (manifest['settings'], manifest['classes']), (settings, classes)))
     if changed := [name for name in now if before.get(name) != now[name]]:
         details = ', '.join('other images' if name == 'names_sha256' else 'other classes' if name == 'classes'
                             else f'{name} {now[name]} instead of {before.get(name)}' for name in changed)

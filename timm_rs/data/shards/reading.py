@@ -5,30 +5,34 @@ import hashlib
 import json
 import os
 import re
-import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from timm_rs.data.samples import Order, Samples
+from timm_rs.data.shards.encoding import IMAGES, OF_IMAGES
 from timm_rs.data.shards.index import (
     COMPRESSED,
     IMAGE_KEYS,
     MAX_CLASSES,
+    RAW_KEY,
     VIDEO_KEYS,
     Index,
     NotOneNumber,
     cached_index,
     index_path,
+    packed_keys,
     pread,
     stat_of,
 )
 from timm_rs.data.shards.manifest import manifest_path, packed_splits, read_info, read_manifest
 from timm_rs.errors import UserError, needing
+from timm_rs.transforms.raw import OpenFile, Stretch
 
 SHUFFLE_BUFFER = 4096  # samples
 OPEN_SHARDS = 32  # files kept open per process
+_RAW = f'.{RAW_KEY}'.encode()
 _NOT_A_FILE = re.compile(r'pipe:|[A-Za-z][A-Za-z0-9+.-]*:/|.*::|-$')
 
 
@@ -45,13 +49,13 @@ class ShardSamples(Samples):
         self.skipped = int(index.skipped.sum())
         self._ends = np.cumsum(index.counts)
         self._name_ends = np.cumsum(index.name_lengths)
-        self._open = functools.lru_cache(OPEN_SHARDS)(_OpenFile)
+        self._open = functools.lru_cache(OPEN_SHARDS)(OpenFile)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != '_open'}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _open=functools.lru_cache(OPEN_SHARDS)(_OpenFile))
+        vars(self).update(state, _open=functools.lru_cache(OPEN_SHARDS)(OpenFile))
 
     def __len__(self) -> int:
         return len(self.index.offsets)
@@ -59,11 +63,18 @@ class ShardSamples(Samples):
     def read(self, index: int) -> tuple[bytes, int]:
         """The encoded image and its label. Raises OSError where the shard is gone or ends early."""
         length = int(self.index.lengths[index])
-        file = self._open(self.root / self._shard(index)).file
-        content = pread(file, length, int(self.index.offsets[index]))
+        content = pread(self._file(index).file, length, int(self.index.offsets[index]))
         if len(content) != length:
             raise OSError(f'{self.name(index)}: the shard ends after {len(content)} of the image\'s {length} bytes')
         return content, int(self.index.targets[index])
+
+    def open(self, index: int) -> tuple[bytes | Stretch, int]:
+        """The same, but of an image of raw pixels nothing is read yet. Raises OSError where the shard is gone."""
+        end = int(self._name_ends[index])
+        if self.index.names[end - len(_RAW):end].tobytes() != _RAW:
+            return self.read(index)
+        stretch = Stretch(self._file(index), int(self.index.offsets[index]), int(self.index.lengths[index]))
+        return stretch, int(self.index.targets[index])
 
     def name(self, index: int) -> str:
         """SHARD/KEY.jpg, where the last part is what the original file was called if `pack` wrote the shard."""
@@ -86,16 +97,11 @@ class ShardSamples(Samples):
         # A sample's place plus less than `buffer` is its sorting key, so it only passes samples that near to it.
         return order[np.argsort(np.arange(len(order)) + rng.uniform(0, self.buffer, len(order)), kind='stable')]
 
+    def _file(self, index: int) -> OpenFile:
+        return self._open(self.root / self._shard(index))
+
     def _shard(self, index: int) -> str:
         return str(self.index.shards[np.searchsorted(self._ends, index, 'right')])
-
-
-class _OpenFile:
-    """A file, closed with the last reference to this."""
-
-    def __init__(self, path: Path):
-        self.file = open(path, 'rb', buffering=0)  # noqa: SIM115
-        weakref.finalize(self, self.file.close)
 
 
 def is_packed(root: str | Path) -> bool:
@@ -116,13 +122,13 @@ def open_shards(root: str | Path, split: str, input_key: str | None = None, targ
     root = Path(root)
     if _NOT_A_FILE.match(str(root)) or (target_key and ',' in target_key):
         return None
-    keys = VIDEO_KEYS if are_videos else IMAGE_KEYS
     if manifest_path(root, split).exists():
-        return _open_packed(root, split, keys.split(';'), are_videos)
+        return _open_packed(root, split, are_videos)
     shards, label_key = _listed_shards(root, split)
     if any(_NOT_A_FILE.match(shard) or shard.endswith(COMPRESSED) for shard in shards):
         return None
-    image_keys, label_key = (input_key or keys).split(';'), target_key or label_key
+    image_keys = (input_key or (VIDEO_KEYS if are_videos else IMAGE_KEYS)).split(';')
+    label_key = target_key or label_key
     identity = json.dumps([shards, image_keys, label_key]).encode()
     try:
         index = cached_index(root, root / f'.index-{hashlib.sha256(identity).hexdigest()[:12]}.npz',
@@ -136,9 +142,9 @@ def open_shards(root: str | Path, split: str, input_key: str | None = None, targ
     return ShardSamples(root, index)
 
 
-def _open_packed(root: Path, split: str, image_keys: list[str], are_videos: bool) -> ShardSamples:
+def _open_packed(root: Path, split: str, are_videos: bool) -> ShardSamples:
     manifest = read_manifest(root, split)
-    if are_videos != ('kind' in manifest['settings']):
+    if are_videos != (manifest['settings'].get('kind', IMAGES) not in OF_IMAGES):
         raise UserError(f'{root} has packed images: leave out --task video' if are_videos else
                         f'{root} has packed videos: give --task video')
     missing = manifest['settings']['num_shards'] - len(manifest['shards'])
@@ -153,7 +159,7 @@ def _open_packed(root: Path, split: str, image_keys: list[str], are_videos: bool
     def fits(index: Index) -> bool:
         return index.counts.tolist() == counts and bool((index.targets < num_classes).all())
 
-    index = cached_index(root, index_path(root, split), list(manifest['shards']), image_keys, '', fits,
+    index = cached_index(root, index_path(root, split), list(manifest['shards']), packed_keys(are_videos), '', fits,
                          by_time=False)  # a copied pack is as good, and its sizes are those of the manifest
     if not fits(index):
         raise UserError(f'{root}: the shards of {split} do not hold as many images, or other labels, than '
