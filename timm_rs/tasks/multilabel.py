@@ -26,6 +26,7 @@ from timm_rs.tasks.task import Metric, Task
 # Knobs of classification that would change nothing here, or stand for something else.
 NOT_HERE = ('class_folder', 'class_map', 'loader', 'pseudo_dir')
 AXIS = 'mAP, F1 (%)'
+PROBLEM_TYPE = 'multi_label_classification'  # as config.json of a published model has it, for transformers
 
 
 class Multilabel(Task):
@@ -140,11 +141,12 @@ def _counts(dataset: Any, num_classes: int) -> npt.NDArray[np.int64]:
     return np.bincount(np.array(labels, np.int64), minlength=num_classes)
 
 
-def as_target(labels: tuple[int, ...], num_outputs: int) -> torch.Tensor:
+def as_target(labels: tuple[int, ...] | int, num_outputs: int) -> torch.Tensor:
     """(num_outputs,) float32: 1 at each of `labels`. Raises UserError for one that the model has no output for."""
-    if max(labels, default=0) >= num_outputs:
-        raise UserError(f'the data has label {max(labels)}, but the model has {num_outputs} classes')
-    return torch.zeros(num_outputs).index_fill(0, torch.tensor(labels, dtype=torch.int64), 1.0)
+    indices = torch.tensor(labels, dtype=torch.int64).reshape(-1)
+    if (indices >= num_outputs).any():
+        raise UserError(f'the data has label {int(indices.max())}, but the model has {num_outputs} classes')
+    return torch.zeros(num_outputs).index_fill(0, indices, 1.0)
 
 
 class TagScores:
@@ -177,8 +179,8 @@ def _scored(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]) -
     precisions = average_precisions(logits, truth)
     said = logits >= 0  # a probability of 0.5
     loss = F.binary_cross_entropy_with_logits(*map(torch.from_numpy, (logits.astype(float), truth.astype(float))))
-    return dict(map=100 * float(np.nanmean(precisions)), f1=200 * float((said & truth).sum() / (said.sum() + truth.sum())),
-                loss=loss.item(), num_samples=len(truth))
+    f1 = 2 * (said & truth).sum() / (said.sum() + truth.sum())
+    return dict(map=100 * float(np.nanmean(precisions)), f1=100 * float(f1), loss=loss.item(), num_samples=len(truth))
 
 
 def average_precisions(scores: npt.NDArray[Any], truth: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
