@@ -74,15 +74,16 @@ def load_run(run: str | os.PathLike[str]) -> Source:
 
 
 def predict(
-        source: Source, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], top_k: int = 5,
-        device: str = 'cpu') -> Iterator[Prediction]:
-    """The `top_k` most likely classes of images, or videos: files, folders with all below, URLs.
+        source: Source, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        top_k: int | None = None, device: str = 'cpu', min_score: float = 0.5) -> Iterator[Prediction]:
+    """The `top_k` most likely classes of images, or videos, 5 by default: files, folders with all below, URLs.
 
-    Raises UserError where there are none.
+    Of networks for any number of classes, all whose probability is at least `min_score`. Raises UserError where there
+    are no images.
     """
     places = [images] if isinstance(images, (str, os.PathLike)) else images
     found = find_images([str(place) for place in places], source.name, find_task(source.recipe.task).is_of_videos)
-    return predict_images(source, found, top_k, device=Device(device))
+    return predict_images(source, found, top_k, device=Device(device), min_score=min_score)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def test_lists(tmp_path, lines, classes, targets):
     assert names(samples, tmp_path) == ['train/a b.mp4', 'sub/c.mp4', 'train/frames']
     assert samples.classes == classes and samples.targets() == targets
     assert samples.left_out == [('gone.mp4', MISSING)]
-    assert summary(samples.left_out) == '1 named by the list, but not there'
+    assert summary(samples.left_out) == '1 named by the list, but not there (gone.mp4)'
 
 
 def test_kinetics(tmp_path):

@@ -59,7 +59,8 @@ def test_every_program_has_help_with_an_example_and_no_page_names_other_options(
         'pseudo_label.py label', 'pseudo_label.py select', 'scaling.py plan', 'scaling.py run', 'scaling.py report',
         'scaling.py family'))]
     programs += [*map(str, {*ROOT.glob('studies/*.py')} - {ROOT / 'studies/seeds.py'}),
-                 *(f'{ROOT / "train.py"} --task {task}' for task in ('segmentation', 'depth', 'detection'))]
+                 *(f'{ROOT / "train.py"} --task {task}' for task in (
+                     'segmentation', 'depth', 'detection', 'multilabel'))]
     # in one process, since most of the time goes to imports
     shown = subprocess.run([sys.executable, '-c', SHOW_HELP, *programs], capture_output=True, text=True,
                            check=True).stdout

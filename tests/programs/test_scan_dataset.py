@@ -179,5 +179,5 @@ def test_videos_are_decoded_to_the_end_and_missing_ones_listed(tool, tmp_path, c
     assert lines[0] == f'{root}/train/cat/frames: empty file'
     assert lines[1].startswith(f'{root}/train/cat/late.mp4: damaged')
     assert lines[2:] == [f'{root}/train/cat/sound.mp4: no video stream', '5 videos, 3 bad',
-                         'left out of validation: 1 named by the list, but not there']
+                         'left out of validation: 1 named by the list, but not there (cat/gone.mp4)']
     assert 'cat/gone.mp4,"named by the list' in output.read_text()

@@ -108,6 +108,18 @@ def write_boxes(folder: Path) -> None:
             (folder / f'boxes/Annotations/{name}.xml').write_text(voc_xml(f'{name}.jpg', 64, 48, things))
 
 
+def write_tags(folder: Path) -> None:
+    """Noise in none to three colours, in `folder`/tags, with texts of their names beside it."""
+    rng, colours = np.random.default_rng(0), np.array(['red', 'green', 'blue'])
+    for split, count in SPLITS.items():
+        (folder / 'tags' / split).mkdir(parents=True)
+        for index in range(3 * count):
+            has = rng.random(3) < 0.5
+            pixels = rng.integers(0, 120, (24, 24, 3)) + COLOURS[has].sum(0)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f'tags/{split}/{index}.png')
+            (folder / f'tags/{split}/{index}.txt').write_text('\n'.join(colours[has]))
+
+
 ANY = [
     '--model-kwargs', 'layers=(1,1,1,1)', 'width=0.125', '--epochs', '3', '--batch-size', '4', '--warmup-epochs', '1',
     '--lr', '0.02', '--log-interval', '2', '--recovery-interval', '1', '--model-ema', '--model-ema-warmup',
@@ -132,6 +144,8 @@ KINDS = {  # each has a run of its own that is left alone
     'workers': Kind([*IMAGES, '--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'], write_images),
     'shards': Kind([*IMAGES, '--workers', '0', '--dataset', 'wds/data', *BFLOAT16], write_images),
     'pseudo': Kind([*IMAGES, '--workers', '2', '--pseudo-dir', '{}/labels', '--batch-size', '8'], write_images),
+    'tags': Kind([*IMAGES, '--workers', '2', '--task', 'multilabel', '--loss', 'asymmetric', '--grad-accum-steps', '2',
+                  '--data-dir', '{}/tags', *BFLOAT16], write_tags),
     'segmentation': Kind([*PIXELS, '--workers', '2', '--task', 'segmentation', '--dataset', 'folders', '--decoder',
                           'fused', '--grad-accum-steps', '2', *BFLOAT16], write_pixels),
     'depth': Kind([*PIXELS, '--workers', '0', '--task', 'depth', '--dataset', 'depth_folders'], write_pixels),

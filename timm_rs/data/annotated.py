@@ -260,9 +260,14 @@ def _open_coco(root: Path, split: str) -> Samples:
     return open_coco_boxes(root, split)
 
 
+def _open_tags(root: Path, split: str) -> Samples:
+    from timm_rs.data.tagged import open_tags
+    return open_tags(root, split)
+
+
 LAYOUTS: dict[str, Callable[[Path, str], Samples]] = dict(
     voc=_open_voc, ade20k=_open_ade20k, folders=_open_folders, depth_folders=_open_depth_folders, nyu=_open_nyu,
-    voc_boxes=_open_voc_boxes, coco=_open_coco)
+    voc_boxes=_open_voc_boxes, coco=_open_coco, tags=_open_tags)
 
 
 def _folder_pairs(root: Path, split: str, kinds: Sequence[str]) -> list[tuple[Path, Path]]:

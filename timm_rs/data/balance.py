@@ -20,13 +20,21 @@ COLUMNS = ['class', 'weight']
 
 def describe_counts(counts: npt.NDArray[np.int64], names: Sequence[str], noun: str) -> list[str]:
     """How many training samples each class has, (classes,), in a line; and a second where some have none."""
-    least, most = int(counts.argmin()), int(counts.argmax())
-    lines = [f'{counts.sum():,} training {noun}s of {len(counts):,} classes: ' + (
-        f'{counts[most]:,} of each' if counts[least] == counts[most] else
-        f'from {counts[least]:,} of {names[least]} to {counts[most]:,} of {names[most]}')]
-    if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-        lines.append(f'warning: no training {noun} is of class {some(empty)}: the model cannot learn it')
+    lines = [f'{counts.sum():,} training {noun}s of {len(counts):,} classes: {spread_of(counts, names)}']
+    if absent := without_images(counts, names):
+        lines.append(f'warning: no training {noun} is of class {some(absent)}: the model cannot learn it')
     return lines
+
+
+def spread_of(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str:
+    """'from 3 of cat to 50 of dog'."""
+    least, most = int(counts.argmin()), int(counts.argmax())
+    return (f'{counts[most]:,} of each' if counts[least] == counts[most] else
+            f'from {counts[least]:,} of {names[least]} to {counts[most]:,} of {names[most]}')
+
+
+def without_images(counts: npt.NDArray[np.int64], names: Sequence[str]) -> list[str]:
+    return [name for name, count in zip(names, counts, strict=True) if not count]
 
 
 def class_weights(wanted: str, counts: npt.NDArray[np.int64], names: Sequence[str]) -> torch.Tensor:

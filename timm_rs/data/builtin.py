@@ -14,6 +14,7 @@ from timm_rs.containers.archives import load_arrays
 from timm_rs.data.motion import write_motion
 from timm_rs.data.motorcycle import write_motorcycle
 from timm_rs.data.scenes import write_scenes
+from timm_rs.data.several import write_several
 from timm_rs.errors import UserError
 from timm_rs.files import neighbour
 from timm_rs.recipe.command_line import flag
@@ -62,6 +63,7 @@ SOURCES: dict[str, tuple[Callable[[], Images], int]] = {
 MADE: dict[str, tuple[Callable[[Path, Images], None], int, str]] = {
     'scenes': (lambda folder, digits: write_scenes(folder, *digits), 1000, '.xml'),
     'motion': (lambda folder, digits: write_motion(folder, digits.pixels, digits.is_validation), 3594, '.mp4'),
+    'several': (lambda folder, digits: write_several(folder, *digits), 2400, '.png'),
     'motorcycle': (lambda folder, digits: write_motorcycle(folder), 682, '.png')}
 
 
@@ -80,8 +82,8 @@ def write_builtin(name: str, folder: Path | None = None, seed: int = 0) -> Path:
     Args:
         name: `digits`, `fashion-mnist`, or such a name with a number, `digits-10`: only so many images of each class
             are in train/, drawn with `seed`, and all others of the training images without a class in pool/. `scenes`
-            are digits on photos with masks and boxes, `motion` videos of digits that move, `motorcycle` is a photo with
-            depths.
+            are digits on photos with masks and boxes, `several` images of several digits with tags, `motion` videos of
+            digits that move, `motorcycle` is a photo with depths.
         folder: where; data/NAME when None. A complete folder is left alone, an incomplete one is written anew.
 
     Raises UserError when the folder cannot be written, and as the loaders above do.

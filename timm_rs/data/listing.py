@@ -35,7 +35,10 @@ EMPTY = 'a folder without images'
 NO_VIDEO = 'neither a video nor one of its frames'
 EMPTY_OF_VIDEOS = 'a folder without videos'
 MISSING = 'named by the list, but not there'
-LEFT_OUT = (OF_SYSTEM, NO_IMAGE, NO_VIDEO, LOOP, NO_FILE, EMPTY, EMPTY_OF_VIDEOS, MISSING)
+# Of images with tags.
+NO_TAGS = 'without a row in the table, or a text of tags beside it'
+ONLY_TAGS = 'tags of an image that is not there'
+LEFT_OUT = (OF_SYSTEM, NO_IMAGE, NO_VIDEO, LOOP, NO_FILE, EMPTY, EMPTY_OF_VIDEOS, MISSING, NO_TAGS, ONLY_TAGS)
 
 
 class Seen(NamedTuple):
@@ -251,7 +254,7 @@ def some(names: list[str], limit: int = 5) -> str:
 
 
 def summary(left_out: Iterable[tuple[str, str]]) -> str:
-    """'3 hidden, or of a system or tool; 2 not an image, by its suffix (.txt, .json)'."""
+    """'3 hidden, or of a system or tool; 2 not an image, by its suffix (.txt, .json)'; names of what is missed."""
     counts = Counter(reason for _, reason in left_out)
     parts = []
     for reason in sorted(counts, key=LEFT_OUT.index):
@@ -260,6 +263,8 @@ def summary(left_out: Iterable[tuple[str, str]]) -> str:
             suffixes = Counter(os.path.splitext(name)[1].lower() or 'no suffix'
                                for name, why in left_out if why == reason)
             detail = f' ({some([suffix for suffix, _ in suffixes.most_common()])})'
+        elif reason in (MISSING, NO_TAGS, ONLY_TAGS):
+            detail = f' ({some([name for name, why in left_out if why == reason], 2)})'
         parts.append(f'{counts[reason]} {reason}{detail}')
     return '; '.join(parts)
 

@@ -32,6 +32,8 @@ class Targets(Protocol):
 
     @property
     def blank(self) -> Any: ...
+    @property
+    def is_of_tags(self) -> bool: ...
     def encoder(self, num_outputs: int) -> Callable[[Any], Any]: ...
     def eval_config(self, data_config: dict[str, Any]) -> dict[str, Any]: ...
     def shape(self, data_config: dict[str, Any], is_training: bool) -> tuple[int, ...]: ...
@@ -219,7 +221,7 @@ def create_train_loader(
     mix: Mixup | MaskedMixup | SoftMixup | None = None
     if mixing:
         mix = MaskedMixup(device, **mixing) if device.is_lazy else (
-            SoftMixup if isinstance(dataset, Mixture) else Mixup)(**mixing)
+            SoftMixup if isinstance(dataset, Mixture) or task.is_of_tags else Mixup)(**mixing)
     batch_size, dense = recipe.batch_size * device.num_local_devices, None
     if isinstance(dataset, Mixture):
         if recipe.aug_repeats:

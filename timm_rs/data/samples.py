@@ -185,7 +185,7 @@ class Relabelled(Samples):
 
     def read(self, index: int) -> tuple[bytes | Image.Image, Any]:
         source, label = self.samples.read(index)
-        return source, self.index_of[int(label)]
+        return source, self._now(label)
 
     def open(self, index: int) -> tuple[bytes | Image.Image | Stretch, Any]:
         source, label = self.samples.open(index)
@@ -198,7 +198,11 @@ class Relabelled(Samples):
         return self.samples.all_names()
 
     def targets(self) -> list[int]:
-        return [self.index_of[target] for target in self.samples.targets()]
+        return list(map(self._now, self.samples.targets()))
+
+    def _now(self, label: Any) -> Any:
+        """An index as `classes` has it, or of an image with tags all of them."""
+        return tuple(sorted(map(self._now, label))) if isinstance(label, tuple) else self.index_of[int(label)]
 
     def epoch_order(self, rng: np.random.Generator) -> Order:
         return self.samples.epoch_order(rng)

@@ -37,6 +37,7 @@ from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import check_value
 from timm_rs.tasks import create_task
+from timm_rs.tasks.multilabel import Multilabel
 from timm_rs.tasks.video import Video, as_views
 
 SUFFIXES = {'torch_export': '.pt2', 'onnx': '.onnx', 'openvino': '.xml'}
@@ -145,7 +146,8 @@ def export_metadata(
         source: Source, format: str, precision: str, num_folded: int, batch_size: int | None) -> dict[str, Any]:
     """The metadata of a file: what it is, and what its images must be."""
     config, recipe = source.data_config, source.recipe
-    if isinstance(task := create_task(recipe), Video):
+    task = create_task(recipe)
+    if isinstance(task, Video):
         config = config | dict(frame_stride=task.knobs.frame_stride)
     shape = [batch_size or 'batch', *clip_shape(source.model, config['input_size'])]
     return dict(
@@ -156,6 +158,7 @@ def export_metadata(
             key: config[key] for key in ('interpolation', 'crop_pct', 'crop_mode', 'num_frames', 'frame_stride')
             if key in config},
         preprocessing=recipe.preprocessing, input_img_mode=recipe.input_img_mode, class_names=source.class_names,
+        **dict(task=Multilabel.name) if task.is_of_tags else {},
         versions=dict(timm_rs=timm_rs.__version__, timm=timm.__version__, torch=torch.__version__))
 
 
@@ -199,6 +202,8 @@ def as_source(path: Path, exported: Exported) -> Source:
                       in_chans=config['input_size'][0])
         if 'num_frames' in config:
             values |= as_views(config['num_frames'], config.get('frame_stride', 2))
+        if metadata.get('task') == Multilabel.name:
+            values |= dict(task=Multilabel.name)
         for name, value in (values | config).items():
             if name in FIELDS:
                 check_value(name, value, str(path))

@@ -44,6 +44,8 @@ class Class(NamedTuple):
 class Prediction(NamedTuple):
     """An image or a video and its most likely classes, best first; none, and why, when it cannot be used.
 
+    Where there may be any number of classes, they are those that are likely enough, if there are such.
+
     `frames` (T, H, W, C) uint8 are what the model has seen of a video: all its clips, the middle of each frame.
     """
 
@@ -54,17 +56,20 @@ class Prediction(NamedTuple):
 
 
 def predict(
-        source: Source, images: Sequence[str], top_k: int = 5, batch_size: int = 32, workers: int = 0,
-        device: Device | None = None) -> Iterator[Prediction]:
+        source: Source, images: Sequence[str], top_k: int | None = None, batch_size: int = 32, workers: int = 0,
+        device: Device | None = None, min_score: float = 0.5) -> Iterator[Prediction]:
     """The `top_k` most likely classes of every image or video, in order and as soon as its batch is done.
+
+    Of a network for any number of classes, those of them whose probability is at least `min_score`.
 
     Args:
         source: the model.
         images: paths and URLs, such as `find_samples` finds; all go through the model's own evaluation transform.
-        top_k: no more than the model has classes.
+        top_k: no more than the model has classes; None: 5, or of any number of classes all.
         batch_size: images, or views of videos, that the model sees at once.
         workers: processes that read and decode.
         device: where to compute; None: the CPU.
+        min_score: 0 to 1.
     """
     device = device or Device('cpu')
     run: Runner = source.model
@@ -77,18 +82,26 @@ def predict(
         problems.update(loader.take_problems())  # those of the next batch come early
         with torch.inference_mode():
             outputs = task.forward(run, batch, targets)  # type: ignore[arg-type]  # any function will do
-        scores = outputs.float().softmax(dim=1)
-        best = scores.topk(min(top_k, scores.shape[1]))
+        scores = outputs.float().sigmoid() if task.is_of_tags else outputs.float().softmax(dim=1)
+        usual = scores.shape[1] if task.is_of_tags else 5
+        best = scores.topk(min(top_k or usual, scores.shape[1]))
         views = batch.unflatten(0, (len(targets), -1))
-        for probabilities, indices, target, image, own in zip(
-                best.values.tolist(), best.indices.tolist(), targets.tolist(), names, views, strict=False):
-            if target < 0:
+        for probabilities, indices, is_good, image, own in zip(
+                best.values.tolist(), best.indices.tolist(), _are_good(targets).tolist(), names, views,
+                strict=False):
+            if not is_good:
                 yield Prediction(image, [], problems[image])
                 continue
             yield Prediction(image, [
                 Class(index, class_name(source, index), probability)
-                for index, probability in zip(indices, probabilities, strict=True)],
+                for index, probability in zip(indices, probabilities, strict=True)
+                if probability >= min_score or not task.is_of_tags],
                 frames=_as_pixels(task.middle(own), source) if isinstance(task, Video) else None)
+
+
+def _are_good(targets: torch.Tensor) -> torch.Tensor:
+    """Which samples could be read, (N,), by their targets (N,) or (N, outputs)."""
+    return targets.reshape(len(targets), -1)[:, 0] >= 0
 
 
 def class_name(source: Source, index: int) -> str:
@@ -106,7 +119,7 @@ def load_images(source: Source, images: Sequence[str]) -> tuple[torch.Tensor, li
     """The images, or views of videos, that can be used as the model's input (N, C, H, W) or (N, C, T, H, W),
     normalised; and those that cannot, and why."""
     loader, _ = _loader(source, FileSamples(images), 32, 0, Device('cpu'))
-    batches = [batch.unflatten(0, (len(targets), -1))[targets >= 0].flatten(0, 1).contiguous()
+    batches = [batch.unflatten(0, (len(targets), -1))[_are_good(targets)].flatten(0, 1).contiguous()
                for batch, targets in track(loader, 'images', total=len(loader))]
     return torch.cat(batches), loader.take_problems()
 

@@ -16,8 +16,10 @@ from timm_rs.recipe.foreign import TRUST_HELP
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks import create_task
+from timm_rs.tasks.multilabel import PROBLEM_TYPE, Multilabel
 from timm_rs.tasks.video import as_views
 from timm_rs.training.build import build_model, has_fixed_size
+from timm_rs.training.pretrained import problem_type
 from timm_rs.training.trained import read_run, taken_recipe
 
 MODEL_HELP = ("a run's folder (its best) or checkpoint, a folder with a config.json, or a name of timm's, with "
@@ -82,6 +84,8 @@ def open_model(
     model, data_config = build_model(recipe, Device('cpu'), create_task(recipe))
     if 'num_frames' in data_config:
         recipe = _create_clip_recipe(recipe, data_config)
+    elif source.startswith(SCHEMES) and problem_type(source) == PROBLEM_TYPE:
+        recipe = dataclasses.replace(recipe, task=Multilabel.name)
     if img_size and source.startswith(SCHEMES):
         own = data_config | dict(input_size=model.pretrained_cfg['input_size'])
         data_config = _resized(source, model, own, img_size)

@@ -36,12 +36,14 @@ def main(argv: list[str] | None = None) -> None:
     add_model_arguments(parser, pretrained=True, exports=True)
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders (with all '
                         'below), URLs; videos for networks for clips')
-    parser.add_argument('--top-k', type=int, default=5, metavar='K', help='classes of each [%(default)s]')
+    parser.add_argument('--top-k', type=int, metavar='K',
+                        help='classes of each [5; where there may be any number, all that are there]')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='also write a row per image and class there')
     parser.add_argument('--pictures', type=Path, metavar='FOLDER', help='where they are drawn: of tasks with an answer '
                         'for every pixel, or boxes [predictions]; of videos, frames and classes, only where given')
     parser.add_argument('--min-score', type=float, default=0.5, metavar='S',
-                        help='of boxes that are drawn, 0 to 1 [%(default)s]')
+                        help='of boxes that are drawn, and of tags, where an image may have several classes: 0 to 1 '
+                             '[%(default)s]')
     parser.add_argument('--batch-size', type=int, metavar='N', help='images at once [32], or videos [4]')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that decode [by how much there is]')
     parser.add_argument('--device', metavar='D', help='cpu or cuda [a GPU where there is one]')
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: Namespace) -> int:
     """The number of images that cannot be used."""
-    if min(args.top_k, 1 if args.batch_size is None else args.batch_size) < 1 or (args.workers or 0) < 0:
+    if any(number is not None and number < 1 for number in (args.top_k, args.batch_size)) or (args.workers or 0) < 0:
         raise UserError('--top-k and --batch-size must be at least 1, --workers 0 or more')
     if args.csv and not args.csv.parent.is_dir():
         raise UserError(f'--csv {args.csv}: there is no folder {args.csv.parent}')
@@ -75,13 +77,15 @@ def run(args: Namespace) -> int:
     batch_size = (args.batch_size or usual) if fixed == 'batch' else fixed
     workers = min(len(images) // few, num_cores()) if args.workers is None else args.workers
     rows, num_bad, columns, taken = [], 0, (task.noun, *COLUMNS), set[str]()
-    for prediction in predict(source, images, args.top_k, batch_size, workers, device):
+    for prediction in predict(source, images, args.top_k, batch_size, workers, device, args.min_score):
         num_bad += bool(prediction.problem)
-        say(prediction)
+        say(prediction, args.min_score)
         if args.pictures and prediction.frames is not None:
             draw_strip(prediction, args.pictures, taken)
         rows += [dict(zip(columns, (prediction.image, rank, *found), strict=True))
                  for rank, found in enumerate(prediction.classes, start=1)]
+        if not (prediction.classes or prediction.problem):  # which says that there is no tag
+            rows.append(dict.fromkeys(columns, '') | {task.noun: prediction.image})
     if args.csv:
         try:
             write_csv(args.csv, rows, columns)
@@ -102,8 +106,9 @@ def draw(args: Namespace, source: Source, images: list[str], device: Device) -> 
     return num_bad
 
 
-def say(prediction: Prediction) -> None:
-    classes = ', '.join(f'{found.name} {100 * found.probability:.1f} %' for found in prediction.classes)
+def say(prediction: Prediction, min_score: float) -> None:
+    classes = ', '.join(f'{found.name} {100 * found.probability:.1f} %' for found in prediction.classes
+                        ) or f'no class of {100 * min_score:g} % or more'
     say_line(f'{prediction.image}: {prediction.problem or classes}', bool(prediction.problem))
 
 

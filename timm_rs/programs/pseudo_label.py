@@ -78,7 +78,11 @@ def _add_select(parser: argparse.ArgumentParser) -> None:
 def run_label(arguments: argparse.Namespace) -> None:
     source = open_model(arguments.teacher, pretrained=True, img_size=arguments.img_size)
     check_of_images(source.recipe.task, 'pseudo-labelling')
-    if find_task(source.recipe.task).is_of_videos:
+    task = find_task(source.recipe.task)
+    if task.is_of_tags:
+        raise UserError(f'{source.name} tells any number of classes per image, and pseudo labels are of one each: take '
+                        'a classifier')
+    if task.is_of_videos:
         raise UserError(f'{source.name} takes clips of videos, and pools are of images: take a network for images')
     device = create_device(arguments.device, fall_back=arguments.device == 'cuda')
     teacher = Teacher(source, device, arguments.batch_size, arguments.workers,

@@ -24,6 +24,7 @@ EXAMPLE = """example:
   python tools/scan_dataset.py imagenet --split validation --workers 16 --output bad_samples.csv
   python tools/scan_dataset.py VOCdevkit --dataset voc --split train_aug
   python tools/scan_dataset.py VOCdevkit --dataset voc_boxes --split 2007_test
+  python tools/scan_dataset.py my_photos --dataset tags
   python tools/scan_dataset.py kinetics --videos
   python tools/scan_dataset.py cache --dataset hfds/imagenet-1k --split train
 """
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument('data_dir', metavar='D', help='dataset root: with train/ and validation/, or class folders')
     parser.add_argument('--dataset', default='', metavar='NAME',
-                        help='as in train.py: empty for folders, or hfds/…, or voc, voc_boxes, … (docs/transfer.md)')
+                        help='as in train.py: empty for folders, or hfds/…, or voc, voc_boxes, …, tags '
+                             '(docs/transfer.md, docs/multilabel.md)')
     parser.add_argument('--videos', action='store_true', help='the data are videos, as for --task video of train.py')
     parser.add_argument('--split', metavar='S', help='only this split [train and validation, where there are such]')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, metavar='N', help='processes [all cores]')

@@ -34,7 +34,7 @@ from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import to_yaml
 from timm_rs.tasks import add_task_arguments, create_task
 from timm_rs.tasks.task import Task
-from timm_rs.training.answers import Answers, Said, open_answers
+from timm_rs.training.answers import Answers, open_answers
 from timm_rs.training.build import build_data, build_model, build_training, create_step_settings
 from timm_rs.training.checkpoint import SUFFIX, checkpoint_in, describe, load_weights, read_checkpoint
 from timm_rs.training.engine import evaluate, share_batch_norm, train_updates, validate
@@ -178,7 +178,7 @@ def run_evaluation(path: Path, recipe: Recipe, task: Task, device: Device, folde
     return results
 
 
-def _write_evaluation(output: Path, results: dict[str, Any], answers: Answers | None, said: Said | None) -> None:
+def _write_evaluation(output: Path, results: dict[str, Any], answers: Answers | None, said: Any) -> None:
     """`output`.json and, with `answers`, a folder of that name. Raises UserError where they cannot be written."""
     try:
         make_folder(output.parent)

@@ -149,8 +149,12 @@ def _transformers_snippet(trained: Trained, repo_id: str, needs: str | None) -> 
         f"processor = AutoImageProcessor.from_pretrained('{repo_id}')",
         f"model = AutoModelForImageClassification.from_pretrained('{repo_id}').eval()",
         f"x = processor(Image.open('image.jpg').convert('{mode}'))",
-        'with torch.inference_mode():', '    probabilities = model(**x).logits.softmax(dim=1)',
-        'print(model.config.id2label[probabilities.argmax().item()])']) + '\n'
+        'with torch.inference_mode():', *([
+            '    probabilities = model(**x).logits.sigmoid()[0]',
+            'for index in (probabilities >= 0.5).nonzero()[:, 0].tolist():', '    print(model.config.id2label[index])']
+            if trained.task.is_of_tags else [
+            '    probabilities = model(**x).logits.softmax(dim=1)',
+            'print(model.config.id2label[probabilities.argmax().item()])'])]) + '\n'
 
 
 def _measured_on(trained: Trained, dataset: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from timm_rs.models.resnet_rs import LAYERS, ResNetRS
 from timm_rs.models.resnet_rs_3d import ResNetRS3d, clip_shape
 from timm_rs.publish.card import dataset_name, model_card, package_of, public_recipe
 from timm_rs.recipe.reading import to_yaml
+from timm_rs.tasks.multilabel import PROBLEM_TYPE
 from timm_rs.training.trained import Trained
 
 CARD, CONFIG = 'README.md', 'config.json'
@@ -140,8 +141,9 @@ def write_folder(
     dataset = dataset or dataset_name(trained)
     try:
         with atomic_folder(folder) as target:
+            several = dict(problem_type=PROBLEM_TYPE) if trained.task.is_of_tags else {}
             save_model(model, target, architecture, variant, data_config=trained.data_config,
-                       model_config=dict(label_names=trained.class_names))
+                       model_config=dict(label_names=trained.class_names) | several)
             (target / 'args.yaml').write_text(to_yaml(public_recipe(trained)), encoding='utf-8')
             for file, source in trained.files.items():
                 shutil.copyfile(source, target / file)

@@ -178,10 +178,11 @@ class Recipe:
         'classification', 'what kind of work it is: classification, or module:Class for a task of your own',
         section='Only in timm_rs', block=True)
     builtin_data: str = knob(
-        '', 'dataset to write and use when no data_dir is given (scenes: photos with masks and boxes; motion: videos; '
-        'motorcycle: depths); with a number: so many labels of each class, the other images without labels in pool/',
+        '', 'dataset to write and use when no data_dir is given (scenes: photos with masks and boxes; several: images '
+        'with tags; motion: videos; motorcycle: depths); with a number: so many labels of each class, the other images '
+        'without labels in pool/',
         choices=('', 'digits', 'digits-10', 'digits-20', 'fashion-mnist', 'fashion-mnist-20', 'fashion-mnist-100',
-                 'fashion-mnist-2000', 'scenes', 'motion', 'motorcycle'), block=True)
+                 'fashion-mnist-2000', 'scenes', 'several', 'motion', 'motorcycle'), block=True)
     class_folder: str = knob(
         'top', 'the folder that names the class: top, directly below the split, or leaf, the last, as timm has it',
         choices=('top', 'leaf'), block=True)

@@ -10,7 +10,7 @@ from timm_rs.recipe.knobs import Recipe, fields_of
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks.task import Task
 
-TASKS = ('classification', 'segmentation', 'depth', 'detection', 'video')
+TASKS = ('classification', 'segmentation', 'depth', 'detection', 'video', 'multilabel')
 
 
 def create_task(recipe: Recipe, sources: dict[str, str] | None = None) -> Task:

@@ -51,14 +51,10 @@ class BackboneTask(Task):
             self, recipe: Recipe, need_training: bool = True, known: dict[Any, int] | None = None, source: str = ''
     ) -> tuple[Samples | None, Samples | None, int | None]:
         """Images and their annotations. Raises UserError where data is missing or both splits have an image."""
-        if {recipe.train_split, recipe.val_split} & {MINIVAL, TRAIN_MINIVAL}:
-            raise UserError(f'minival is drawn by classes of images, which task {self.name} does not have: name splits '
-                            'of the data')
+        check_no_minival(self.name, recipe.train_split, recipe.val_split)
         train = open_annotated(recipe, recipe.train_split, self.layouts) if need_training else None
         validation: Any = open_annotated(recipe, recipe.val_split, self.layouts) if recipe.val_split else None
-        if both := _names(train) & _names(validation):
-            raise UserError(f'{len(both)} images are in both splits, {recipe.train_split} and {recipe.val_split}, such '
-                            f'as {min(both)}: take them out of the list for training')
+        check_no_image_in_both(train, validation, recipe.train_split, recipe.val_split)
         for split in (found for found in (train, validation) if found is not None):
             check_same_classes(known or {}, split.classes, source)
         return train, validation, None
@@ -93,6 +89,20 @@ def check_num_classes(wanted: int | None, found: int) -> None:
     if wanted not in (None, found):
         raise UserError(f'num_classes is {wanted}, but the data has {found} classes; drop num_classes to follow the '
                         'data')
+
+
+def check_no_minival(task: str, *splits: str) -> None:
+    """Raise UserError where one of the `splits` for `task`, whose images have no class each, is minival or its rest."""
+    if {*splits} & {MINIVAL, TRAIN_MINIVAL}:
+        raise UserError(f'minival is drawn by classes of images, which task {task} does not have: name splits of the '
+                        'data')
+
+
+def check_no_image_in_both(train: Samples | None, validation: Samples | None, *splits: str) -> None:
+    """Raise UserError for images that are in both of the `splits`."""
+    if both := _names(train) & _names(validation):
+        raise UserError(f'{len(both)} images are in both splits, {" and ".join(splits)}, such as {min(both)}: take '
+                        'them out of the list for training')
 
 
 def _names(samples: Samples | None) -> set[str]:

@@ -104,16 +104,6 @@ class Classification(Task):
     def encoder(self, num_outputs: int) -> Callable[[Any], Any]:
         return LabelCheck(num_outputs)
 
-    def create_mixing(self, recipe: Recipe, num_outputs: int) -> dict[str, Any] | None:
-        if not recipe.mixes_images:
-            return None
-        if recipe.batch_size % 2:
-            raise UserError(f'mixup and cutmix need an even batch_size, got {recipe.batch_size}')
-        return dict(
-            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, cutmix_minmax=recipe.cutmix_minmax,
-            prob=recipe.mixup_prob, switch_prob=recipe.mixup_switch_prob, mode=recipe.mixup_mode,
-            label_smoothing=recipe.target_smoothing, num_classes=num_outputs)
-
     def to(self, device: torch.device) -> None:
         self.criterion.to(device)
 

@@ -62,6 +62,7 @@ class Task:
         is_of_videos: whether samples are videos, and the network sees clips of them.
         starts_with_classes: whether the classes of `initial_checkpoint` are those of the data.
         is_of_classes: whether each sample is of one class: outputs are logits (N, classes), targets indices (N,).
+        is_of_tags: whether each sample is of any number of classes: logits (N, classes), targets the same, 0 to 1.
         knobs: an instance of `Knobs`.
         best_by: the metric that `model_best` is chosen by.
     """
@@ -76,6 +77,7 @@ class Task:
     is_of_videos: ClassVar[bool] = False
     starts_with_classes: ClassVar[bool] = True
     is_of_classes: ClassVar[bool] = False
+    is_of_tags: ClassVar[bool] = False
 
     def __init__(self, recipe: Recipe):
         """Raises UserError for a recipe that asks for what this task does not have."""
@@ -143,9 +145,16 @@ class Task:
 
     def create_mixing(self, recipe: Recipe, num_outputs: int) -> dict[str, Any] | None:
         """Arguments of timm's `Mixup`, or None without. Raises UserError where the recipe wants what cannot be done."""
-        if recipe.mixes_images:
+        if not recipe.mixes_images:
+            return None
+        if not (self.is_of_classes or self.is_of_tags):
             raise UserError(f'mixup and cutmix mix classes, which task {self.name} does not have')
-        return None
+        if recipe.batch_size % 2:
+            raise UserError(f'mixup and cutmix need an even batch_size, got {recipe.batch_size}')
+        return dict(
+            mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, cutmix_minmax=recipe.cutmix_minmax,
+            prob=recipe.mixup_prob, switch_prob=recipe.mixup_switch_prob, mode=recipe.mixup_mode,
+            label_smoothing=recipe.target_smoothing, num_classes=num_outputs)
 
     # ---- the model, on the device -------------------------------------------------------------------------------
 

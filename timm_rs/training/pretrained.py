@@ -9,6 +9,7 @@ import timm
 from huggingface_hub import constants, try_to_load_from_cache
 
 from timm_rs.errors import UserError
+from timm_rs.files import read_json
 from timm_rs.recipe.foreign import pulled_from
 
 PATIENCE = 5.0  # seconds until the Hub is out of reach; its own library tries for more than a minute
@@ -42,6 +43,18 @@ def check_hub(model: str) -> None:
         f'the weights of {model} are not in the cache {constants.HF_HUB_CACHE}, and {reason}: give train.py '
         'a file of them (--pretrained-path FILE), or copy the cache of a machine that has fetched them (its place is '
         'HF_HOME, and HF_HUB_OFFLINE=1 uses nothing else)')
+
+
+def problem_type(model: str) -> str:
+    """transformers' word for what `model` does, from the config.json of its folder, or of the Hub; empty without one.
+
+    Of a repository of the Hub, by hf-hub:, timm has just read it.
+    """
+    scheme, _, place = model.partition(':')
+    repository, _, revision = place.partition('@')
+    path = Path(place, 'config.json') if scheme == 'local-dir' else try_to_load_from_cache(
+        repository, 'config.json', revision=revision or None)
+    return str(read_json(Path(path)).get('problem_type', '')) if isinstance(path, (str, Path)) else ''
 
 
 def _repository(model: str) -> str:

@@ -21,7 +21,7 @@ from timm_rs.files import atomic_write
 from timm_rs.models.complexity import count_parameters
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import to_yaml
-from timm_rs.training.answers import CONFUSION, PREDICTIONS, SAMPLES, Answers, Said, draw_samples, open_answers
+from timm_rs.training.answers import PREDICTIONS, SAMPLES, Answers, draw_samples, open_answers
 from timm_rs.training.checkpoint import BEST, Checkpoints
 from timm_rs.training.curves import Curves
 from timm_rs.training.engine import NonFiniteError
@@ -127,7 +127,7 @@ class Run:
         self.folder = checkpoints.folder
         self.curves = Curves(self.folder / 'curves.png', training.task.metrics, metric)
         self.go_on = f'continue with --experiment {self.folder.name} --resume auto'
-        self.unwritten: Said | None = None  # of the best epoch, while it is in no file
+        self.unwritten: Any = None  # of the best epoch, while it is in no file
         self.unsaved = ''  # why the last attempt to save came to nothing
         self._say_what_a_stop_loses()
 
@@ -195,7 +195,7 @@ class Run:
         self.progress.say(f'epoch {epoch + 1}/{training.num_epochs} done in '
                           f'{time.perf_counter() - self.started:.1f} s:  {scores}')
 
-    def _save_epoch(self, state: dict[str, Any], epoch: int, metric: float, said: Said | None) -> None:
+    def _save_epoch(self, state: dict[str, Any], epoch: int, metric: float, said: Any) -> None:
         """Save a checkpoint and, of the best epoch, what the model `said` of the validation data.
 
         That comes first: a run that is killed between the two makes the epoch again, and both anew.
@@ -283,7 +283,7 @@ class Run:
                 raise UserError('no epoch ended with a loss that is finite, so there is no best one: lower the '
                                 'learning rate, warm up longer or clip gradients')
             if self.answers is not None:
-                _draw(self.folder / CONFUSION, self._draw_answers, self.answers)
+                _draw(self.folder / self.answers.picture, self._draw_answers, self.answers)
             print(f'best {self.metric} {metric:.4g} in epoch {epoch + 1}: {self.folder / BEST}')
 
     def _draw_answers(self, picture: Path, answers: Answers) -> None:
