@@ -75,9 +75,9 @@ def run_loaders(
         image_kb = {name: mean_kb(data) for name, (_, data) in candidates.items()}
     decoding = decoding_psnr(samples, size, min(len(samples), 200))
     psnr = {f'fast, {TIMMS}': decoding.exact, f'fast, {TIMMS}, decode scaled': decoding.scaled}
-    return [dict(loader=name, img_size=size, workers=num_workers(recipe.workers), images=images, rounds=rounds,
-                 **loader_columns(own, costs[f'timm, {name.split(", ")[1]}']), psnr_db_median=psnr.get(name),
-                 image_kb=image_kb[name], **provenance()) for name, own in costs.items()], decoding
+    return [dict(loader=name, aa=recipe.aa or '', img_size=size, workers=num_workers(recipe.workers), images=images,
+                 rounds=rounds, **loader_columns(own, costs[f'timm, {name.split(", ")[1]}']),
+                 psnr_db_median=psnr.get(name), image_kb=image_kb[name], **provenance()) for name, own in costs.items()], decoding
 
 
 def create_candidates(
@@ -87,10 +87,11 @@ def create_candidates(
     A name is timm or fast, the augmentation, and what else is peculiar; both loaders are there with each augmentation.
     """
     augmentations = {TIMMS: dict(preprocessing='timm', randaugment='timm')}
-    if recipe.randaugment == 'tf':
+    released = recipe.randaugment == 'tf' and bool(recipe.aa)
+    if released:
         augmentations['released RandAugment'] = dict(preprocessing='timm', randaugment='tf')
     if recipe.preprocessing == 'tf':
-        augmentations['released RandAugment and crops' if recipe.randaugment == 'tf' else 'released crops'] = {}
+        augmentations['released RandAugment and crops' if released else 'released crops'] = {}
     candidates: dict[str, tuple[dict[str, Any], Samples]] = {
         f'{loader}, {name}': (dict(loader=loader) | changes, samples)
         for name, changes in augmentations.items() for loader in ('timm', 'fast')}
