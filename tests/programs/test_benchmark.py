@@ -31,7 +31,8 @@ def test_loaders_take_turns_and_rows_say_where_they_come_from(capsys, image_fold
 
 def test_without_a_policy_no_augmentation_is_called_after_one(image_folder, tmp_path):
     benchmark.main(['loader', *RECIPE, '--data-dir', str(image_folder), '--images', '8', '--rounds', '1', '--no-pack',
-                    '--randaugment', 'tf', '--preprocessing', 'tf', '--aa', '', '--csv', str(tmp_path / 'loader.csv')])
+                    '--randaugment', 'tf', '--preprocessing', 'tf', '--train-interpolation', 'bicubic', '--aa', '',
+                    '--csv', str(tmp_path / 'loader.csv')])
     assert [(row['loader'], row['aa']) for row in read_rows(tmp_path / 'loader.csv')] == [(name, '') for name in (
         'timm, timm augmentation', 'fast, timm augmentation', 'timm, released crops', 'fast, released crops',
         'fast, timm augmentation, decode scaled')]

@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -260,6 +261,20 @@ def test_an_empty_word_is_no_place(capsys, argv):
         parser.parse_args(argv)
     assert stop.value.code == 2 and 'PLACES is empty' in capsys.readouterr().err
     assert parser.parse_args(['a', '--split', '']).split == ''
+
+
+def test_behind_a_command_or_a_script_an_empty_word_may_be_the_value_of_an_option(capsys):
+    parser = Parser(prog='tool')
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+    one = commands.add_parser('one')
+    one.add_argument('--aa')
+    one.add_argument('script')
+    one.add_argument('others', nargs=argparse.REMAINDER)
+    assert parser.parse_args(['one', '--aa', '', 'a.py', '--x', '']).others == ['--x', '']
+    for argv, name in ((['', 'a.py'], 'COMMAND'), (['one', ''], 'script')):
+        with pytest.raises(SystemExit):
+            parser.parse_args(argv)
+        assert f'{name} is empty' in capsys.readouterr().err
 
 
 def test_out_of_range_option_names_the_command_line():

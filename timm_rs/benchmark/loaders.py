@@ -75,9 +75,10 @@ def run_loaders(
         image_kb = {name: mean_kb(data) for name, (_, data) in candidates.items()}
     decoding = decoding_psnr(samples, size, min(len(samples), 200))
     psnr = {f'fast, {TIMMS}': decoding.exact, f'fast, {TIMMS}, decode scaled': decoding.scaled}
-    return [dict(loader=name, aa=recipe.aa or '', img_size=size, workers=num_workers(recipe.workers), images=images,
-                 rounds=rounds, **loader_columns(own, costs[f'timm, {name.split(", ")[1]}']),
-                 psnr_db_median=psnr.get(name), image_kb=image_kb[name], **provenance()) for name, own in costs.items()], decoding
+    same = dict(aa=recipe.aa or '', img_size=size, workers=num_workers(recipe.workers), images=images, rounds=rounds)
+    return [dict(loader=name, **same, **loader_columns(own, costs[f'timm, {name.split(", ")[1]}']),
+                 psnr_db_median=psnr.get(name), image_kb=image_kb[name], **provenance())
+            for name, own in costs.items()], decoding
 
 
 def create_candidates(
@@ -91,7 +92,8 @@ def create_candidates(
     if released:
         augmentations['released RandAugment'] = dict(preprocessing='timm', randaugment='tf')
     if recipe.preprocessing == 'tf':
-        augmentations['released RandAugment and crops' if released else 'released crops'] = {}
+        augmentations['released RandAugment and crops' if released else 'released crops'] = (
+            {} if released else dict(randaugment='timm'))
     candidates: dict[str, tuple[dict[str, Any], Samples]] = {
         f'{loader}, {name}': (dict(loader=loader) | changes, samples)
         for name, changes in augmentations.items() for loader in ('timm', 'fast')}

@@ -44,8 +44,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        is_place = not action.option_strings and action.nargs != argparse.REMAINDER
-        if is_place and not all(word.strip() for word in arg_strings):  # an unset variable of a shell
+        # What comes behind the name of a command, or of a script, may be the value of an option there.
+        checked = {argparse.PARSER: arg_strings[:1], argparse.REMAINDER: []}.get(str(action.nargs), arg_strings)
+        if not action.option_strings and not all(word.strip() for word in checked):  # an unset variable of a shell
             self.error(f'{action.metavar or action.dest} is empty; write . for the current folder')
         return super()._get_values(action, arg_strings)
 
