@@ -68,9 +68,7 @@ def write_tree(root: Path, images: int, folders: int) -> Path:
 
 def in_new_process(root: Path, workers: int) -> tuple[str, dict[str, float]]:
     """`measure`, in a process that has listed nothing yet."""
-    context: Any = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['__main__', __name__])  # which imports torch once
-    with ProcessPoolExecutor(1, context) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context('fork')) as pool:  # which need not import torch again
         return pool.submit(measure, str(root), workers).result()
 
 
@@ -80,7 +78,8 @@ def measure(root: str, workers: int) -> tuple[str, dict[str, float]]:
     samples = as_samples(open_split(Recipe(data_dir=root, val_split=''), 'train', is_training=True))
     cost = dict(listing_s=time.perf_counter() - wall, listing_cpu_s=time.process_time() - cpu,
                 main_mb=own_megabytes() - own)
-    loader: Any = DataLoader(_Reads(samples, workers), batch_size=None, num_workers=workers)
+    loader: Any = DataLoader(
+        _Reads(samples, workers), batch_size=None, num_workers=workers, multiprocessing_context='fork')
     cost['worker_mb'] = max(loader)
     return KEPT if getattr(samples, 'listed', '') else ANEW, cost
 
