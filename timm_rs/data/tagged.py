@@ -160,15 +160,15 @@ def _rows(path: Path, names: set[str]) -> Iterator[tuple[int, str, list[str]]]:
                             f'{",".join(row)[:200]!r}; quote what has a comma')
     if [name.lower() for name in columns] == [TAGS]:
         _check_separated(path, [(line, row[1]) for line, row in rows])
-        yield from ((line, file.strip(), _cleaned(tags.split(SEPARATOR))) for line, (file, tags) in rows)
+        yield from ((line, name.strip(), _cleaned(tags.split(SEPARATOR))) for line, (name, tags) in rows)
         return
     names.update(columns)
-    for line, (file, *marks) in rows:
-        for name, mark in zip(columns, marks, strict=True):
+    for line, (name, *marks) in rows:
+        for column, mark in zip(columns, marks, strict=True):
             if mark.strip().lower() not in MARKS:
-                raise UserError(f'{path}, line {line}, column {name}: 0 or 1 is wanted, got {mark[:80]!r}; a column of '
-                                'anything else has to go')
-        yield line, file.strip(), [name for name, mark in zip(columns, marks, strict=True)
+                raise UserError(f'{path}, line {line}, column {column}: 0 or 1 is wanted, got {mark[:80]!r}; a column '
+                                'of anything else has to go')
+        yield line, name.strip(), [column for column, mark in zip(columns, marks, strict=True)
                                    if MARKS[mark.strip().lower()]]
 
 

@@ -76,7 +76,7 @@ def run(args: Namespace) -> int:
     usual, few = (4, 4) if task.is_of_videos else (32, 64)
     batch_size = (args.batch_size or usual) if fixed == 'batch' else fixed
     workers = min(len(images) // few, num_cores()) if args.workers is None else args.workers
-    rows, num_bad, columns, taken = [], 0, (task.noun, *COLUMNS), set[str]()
+    rows, num_bad, columns, taken = list[dict[str, Any]](), 0, (task.noun, *COLUMNS), set[str]()
     for prediction in predict(source, images, args.top_k, batch_size, workers, device, args.min_score):
         num_bad += bool(prediction.problem)
         say(prediction, args.min_score)

@@ -178,7 +178,8 @@ def _scored(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]) -
         raise UserError('no image of the validation set that can be read has a tag')
     precisions = average_precisions(logits, truth)
     said = logits >= 0  # a probability of 0.5
-    loss = F.binary_cross_entropy_with_logits(*map(torch.from_numpy, (logits.astype(float), truth.astype(float))))
+    loss = F.binary_cross_entropy_with_logits(
+        torch.from_numpy(logits.astype(float)), torch.from_numpy(truth.astype(float)))
     f1 = 2 * (said & truth).sum() / (said.sum() + truth.sum())
     return dict(map=100 * float(np.nanmean(precisions)), f1=100 * float(f1), loss=loss.item(), num_samples=len(truth))
 
