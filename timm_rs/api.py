@@ -40,7 +40,8 @@ def train(recipe: Recipe, on_epoch: Callable[[dict[str, Any]], object] = lambda 
 
     Args:
         recipe: what to do. Without a GPU the CPU trains, unless the recipe says `device`.
-        on_epoch: called after each epoch with its row: epoch, train_loss, lr, and eval_… where it was evaluated.
+        on_epoch: called after each epoch with its row: epoch, train_loss, train_top1 where images are of one class
+            each, lr, and eval_… where it was evaluated.
 
     Raises UserError as train.py ends with one; SystemExit, with everything saved, where a signal, Ctrl-C, stops it.
     """

@@ -7,9 +7,11 @@ import signal
 import pytest
 import torch
 from conftest import TINY, assert_equal, load_tool
+from forks import die_in_the_second_epoch, in_forks
 
 import timm_rs.training.run
 from timm_rs.data import loader as fast_loader
+from timm_rs.files import read_csv
 from timm_rs.programs import train
 from timm_rs.training.checkpoint import Checkpoints
 
@@ -99,6 +101,22 @@ def test_a_run_stopped_after_any_update_is_the_one_that_was_not(train_and_stop, 
     train_and_stop('whole', *HARD)
     train_and_stop('part', *HARD, after=range(1, 2 * UPDATES + 1), number=signal.SIGUSR1)
     assert_same_run(tmp_path / 'runs/whole', tmp_path / 'runs/part')
+
+
+def test_what_a_version_before_ours_did_not_count_is_not_said_of_that_epoch(run, image_folder, tmp_path):
+    arguments = [*BASE, '--data-dir', image_folder, '--recovery-interval', 1]
+    cut = [*arguments, '--output', tmp_path / 'runs', '--experiment', 'a']
+    assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
+    path = next((tmp_path / 'runs/a').glob('recovery-1-*.tar'))
+    state = torch.load(path, weights_only=True)
+    del state['place']['right']
+    state['processes'][0]['unreported'] = state['processes'][0]['unreported'][:3]
+    torch.save(state, tmp_path / 'old.pth.tar')
+    result = run(*arguments, '--resume', tmp_path / 'old.pth.tar', '--experiment', 'b', '--epochs', 3,
+                 '--allow-recipe-change')
+    assert result.code == 0, result.err
+    shares = [row['train_top1'] for row in read_csv(tmp_path / 'runs/b/summary.csv')]
+    assert shares[1] == '' and all(0 <= float(share) <= 100 for share in (shares[0], shares[2]))
 
 
 @pytest.mark.parametrize('evaluating', [[1], [0, 1]], ids=['first epoch', 'last epoch'])

@@ -47,6 +47,18 @@ def test_each_quantity_has_one_hue_paler_without_averaging_and_the_best_epoch_is
     assert rate.get_position().width < loss.get_position().width
 
 
+def test_training_accuracy_and_the_rate_of_every_update_are_drawn_where_they_are_known(figure):
+    rows = [row | {'train_top1': 50.0 + row['epoch']} for row in ROWS]
+    rates = [(update / 4, 0.1 - update / 200) for update in range(13)]
+    _, top, rate = figure(rows, Classification.metrics, 'eval_top1', 1, rates).axes
+    lines = {line.get_label(): line for line in top.get_lines()}
+    assert list(lines['top-1 in training'].get_ydata()) == [50.0, 51.0, 52.0]
+    assert to_rgb(lines['top-1 in training'].get_color()) != to_rgb(lines['top-1'].get_color())
+    assert [*zip(*rate.get_lines()[0].get_data(), strict=True)] == rates
+    assert 'top-1 in training' not in [line.get_label() for line in figure(ROWS, Classification.metrics, 'eval_top1', 1
+                                                                            ).axes[1].get_lines()]
+
+
 def test_without_validation_or_a_best_epoch_there_is_a_picture_too(tmp_path):
     path = tmp_path / 'curves.png'
     draw(path, [{'epoch': 0, 'train_loss': 1.5, 'lr': 0.1}], Classification.metrics, 'train_loss', None)

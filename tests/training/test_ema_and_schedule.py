@@ -11,7 +11,7 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.training.ema import create_ema
-from timm_rs.training.schedule import create_num_epochs, create_optimizer, create_schedule
+from timm_rs.training.schedule import create_num_epochs, create_optimizer, create_schedule, rates
 
 
 def test_tensorflows_ramp_averages_weights_and_statistics_as_its_closed_form():
@@ -77,6 +77,29 @@ def test_tensorflows_warm_up_meets_the_cosine_whatever_its_shape(change):
         dataclasses.replace(recipe, warmup_epochs=0), 1000, (5000,))[0]
     assert end == without
     assert before == pytest.approx(end, rel=3e-4)
+
+
+@pytest.mark.parametrize('change', [
+    {}, dict(sched='step', decay_rate=0.9, decay_epochs=1), dict(lr_noise=[0.0, 1.0]), dict(layer_decay=0.5)])
+def test_rates_for_the_picture_are_those_that_updates_have(change):
+    recipe = Recipe(**dict(lr=1.6, epochs=8, warmup_epochs=2, sched_on_updates=True) | change)
+    optimizer = create_optimizer(timm.create_model('test_resnet'), recipe, 1)
+    schedule, _ = create_schedule(optimizer, recipe, updates_per_epoch=10)
+    drawn = rates(schedule, 10, 3, most=5)
+    assert [place for place, _ in drawn] == [0, 0.6, 1.2, 1.8, 2.4, 3]
+    assert optimizer.param_groups[0]['lr'] == drawn[0][1]
+    for place, rate in drawn[1:]:
+        schedule.step_update(round(10 * place))
+        assert optimizer.param_groups[0]['lr'] == rate
+    assert len(rates(schedule, 10, 3)) == 31
+
+
+@pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated:FutureWarning')
+@pytest.mark.parametrize('change', [dict(sched='plateau'), dict(sched='none'), dict(sched='cosine')])
+def test_a_rate_that_stands_still_or_follows_the_metric_is_not_computed_beforehand(change):
+    recipe = Recipe(**dict(lr=1.6, epochs=8, sched_on_updates=False) | change)
+    schedule, _ = create_schedule(create_optimizer(nn.Linear(2, 2), recipe, 1), recipe, updates_per_epoch=10)
+    assert rates(schedule, 10, 3) == []
 
 
 def rates_at(recipe, updates_per_epoch, updates):

@@ -96,6 +96,32 @@ def test_the_device_leaves_out_what_the_host_would(bad, accumulate, kind):
         torch.testing.assert_close(model.state_dict(), other.state_dict())
 
 
+@pytest.mark.parametrize(('bad', 'kept'), [([], range(8)), ([3], (0, 1, 4, 5, 6, 7))], ids=str)
+@pytest.mark.parametrize('kind', [Device, *DEVICES])
+def test_images_that_are_right_are_counted_in_updates_that_are_made(bad, kept, kind):
+    device = kind('cpu')
+    training, position = create(device, lr=0.0, grad_accum_steps=2), Position()
+    batches = WithNan(bad)
+    training.model.train()
+    right = [int((training.model(images).argmax(1) == targets).sum()) for images, targets in batches]
+    for _ in train_updates(training, batches, device, position, Quiet()):
+        pass
+    assert position.share_right == pytest.approx(100 * sum(right[index] for index in kept) / (6 * len(kept)))
+    assert 0 < position.share_right < 100
+
+
+@pytest.mark.parametrize('kind', [Device, *DEVICES])
+def test_of_mixed_images_none_is_right_or_wrong(kind):
+    device, position = kind('cpu'), Position()
+    training = create(device, mixup=0.2)
+    mixed = WithNan([3], mix=Mixup(mixup_alpha=0.2, num_classes=3))
+    for _ in train_updates(training, mixed, device, position, Quiet()):
+        pass
+    assert position.share_right is None and position.mean_loss > 0
+    position.start_epoch(1)
+    assert position.right == 0
+
+
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('kind', DEVICES)
 def test_an_update_left_out_leaves_no_bit_changed(optimizer, kind):

@@ -129,6 +129,8 @@ def run_training(recipe: Recipe, task: Task, device: Device,
             for reported in train_updates(training, train_loader, device, position, run.progress):
                 run.after_update(reported)
             row = {'epoch': epoch, 'train_loss': position.mean_loss}
+            if position.share_right is not None:
+                row[f'train_{task.metrics[0].name}'] = position.share_right
             share_batch_norm(training, recipe.dist_bn, device, position)
             is_evaluated = (epoch + 1) % recipe.val_interval == 0 or epoch + 1 == training.num_epochs
             if is_evaluated and eval_loader is not None:

@@ -110,6 +110,9 @@ class Classification(Task):
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return self.criterion(outputs.float(), targets)  # type: ignore[no-any-return]
 
+    def num_right(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        return None if targets.is_floating_point() else (outputs.argmax(1) == targets).sum()
+
     def evaluator(self, device: Device) -> 'TopK':
         return TopK(device, [metric.name for metric in self.metrics])
 

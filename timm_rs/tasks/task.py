@@ -181,6 +181,13 @@ class Task:
         """The mean loss of a batch, (), float32."""
         raise NotImplementedError
 
+    def num_right(self, outputs: Any, targets: Any) -> torch.Tensor | None:
+        """How many samples of a training batch count as right, (), where the first metric is the share of those.
+
+        None where there is no such number, as for mixed images. The host must not wait here.
+        """
+        return None
+
     def evaluator(self, device: Device) -> Evaluator:
         """A new one for each pass over a validation set."""
         raise NotImplementedError

@@ -77,7 +77,7 @@ def create_training(model: Any, data_config: dict[str, Any], recipe: Recipe, dev
         # The average comes after wrapping, which gives every process the primary's initial weights.
         ema=create_ema(model, recipe, device),
         task=task, settings=settings, optimizer=optimizer, schedule=schedule,
-        scaler=device.grad_scaler(settings.dtype), unreported=device.put(torch.zeros(3)),
+        scaler=device.grad_scaler(settings.dtype), unreported=device.put(torch.zeros(4)),
         in_a_row=device.put(torch.zeros(1)), data_config=data_config, train_loader=loader,
         frozen=frozen, updates_per_epoch=updates_per_epoch, num_epochs=num_epochs,
         origin=dict(arch=recipe.model, args=dataclasses.asdict(recipe),

@@ -1,9 +1,9 @@
 """curves.png: what a run has come to so far, epoch by epoch."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
@@ -12,6 +12,7 @@ from timm_rs.files import save_figure
 from timm_rs.tasks.task import Metric
 
 COLOURS = ('#3b6fb6', '#c8553d', '#4d9a5b', '#8a63a8', '#b8860b', '#4c9aa6')  # one for each quantity of a panel
+Rates: TypeAlias = Sequence[tuple[float, float]]
 BLACK, GREY = '#222222', '#777777'
 
 
@@ -25,22 +26,25 @@ class Curves:
         self.path, self.metrics, self.best_by = path, metrics, best_by
         self.drawn_at = time.monotonic()
 
-    def update(self, rows: Sequence[dict[str, Any]], best: int | None, at_once: bool = False) -> None:
+    def update(self, rows: Sequence[dict[str, Any]], best: int | None, at_once: bool = False,
+               rates: Callable[[int], Rates] = lambda num_epochs: []) -> None:
         """Draw `rows` of the summary, of which epoch `best` (from 0) is marked, if it is time or `at_once`.
+
+        `rates` gives the learning rates of so many epochs; without any, those of the rows are drawn.
 
         A picture that cannot be drawn is a warning: the run is complete without.
         """
         if not rows or not at_once and time.monotonic() - self.drawn_at < self.EVERY:
             return
         try:
-            draw(self.path, rows, self.metrics, self.best_by, best)
+            draw(self.path, rows, self.metrics, self.best_by, best, rates(int(rows[-1]['epoch']) + 1))
         except Exception as error:  # fonts, caches, disks
             tqdm.write(f'warning: {self.path} could not be drawn: {first_line(error)}')
         self.drawn_at = time.monotonic()
 
 
-def draw(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[Metric], best_by: str, best: int | None
-         ) -> None:
+def draw(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[Metric], best_by: str, best: int | None,
+         rates: Rates = ()) -> None:
     """Plot loss, `metrics` and learning rate over epochs into `path` (PNG), whole or not at all.
 
     Args:
@@ -49,6 +53,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[Metric], 
         metrics: each is a curve, paler for the weights as trained where those are averaged.
         best_by: the column in which the best epoch gets a star.
         best: that epoch, from 0; None for no mark.
+        rates: learning rates, each with the epochs that are over by then, such as 1.5; empty for those of `rows`.
 
     Raises OSError as `open` does.
     """
@@ -57,6 +62,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[Metric], 
     for metric in metrics:
         if metric.name != 'loss':
             panels.setdefault(metric.axis or metric.heading, {})[f'eval_{metric.name}'] = metric.label
+    for metric in metrics[:1] if metrics[0].name != 'loss' else ():  # last, so that hues stay those of the others
+        panels[metric.axis or metric.heading][f'train_{metric.name}'] = f'{metric.label} in training'
     figure = Figure(figsize=(4 * len(panels) + 2.6, 3.6), layout='constrained')
     *axes, small = figure.subplots(1, len(panels) + 1, width_ratios=[4] * len(panels) + [2.6])
     for axis, (title, columns) in zip(axes, panels.items(), strict=True):
@@ -71,7 +78,10 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[Metric], 
         if axis.get_legend_handles_labels()[1]:
             axis.legend(fontsize=8)
     small.set_title('learning rate')
-    _plot(small, rows, 'lr', GREY)
+    if rates:
+        small.plot(*zip(*rates, strict=True), color=GREY)
+    else:
+        _plot(small, rows, 'lr', GREY)
     for axis in (*axes, small):
         if best is not None:
             axis.axvline(best + 1, color=BLACK, linewidth=0.8, linestyle=':')

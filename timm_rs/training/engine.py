@@ -50,7 +50,9 @@ def train_updates(
                 outputs = task.forward(training.wrapped, device.in_layout(images, settings.channels_last), targets)
             loss = task.loss(outputs, targets)  # in float32, as the official code
             training.scaler.scale(loss / (device.number(window) if accumulate > 1 else 1)).backward()
-        guard.add(loss.detach(), len(images))
+        with torch.no_grad():
+            num_right = task.num_right(outputs, targets)
+        guard.add(loss.detach(), num_right, len(images))
         position.images += device.num_images(images)
         if accumulate > 1:
             device.end_step()  # a batch is one graph, whether an update follows or not
@@ -78,7 +80,7 @@ def train_updates(
             lr = training.optimizer.param_groups[0]['lr']
             device.defer(partial(_report, position, progress, position.update, lr, device.num_summed),
                          training.unreported, *guard.report())
-            training.unreported = device.put(torch.zeros(3))
+            training.unreported = device.put(torch.zeros(4))
         if position.skipped_in_a_row > settings.max_nonfinite_steps:
             raise NonFiniteError(
                 f'the loss or a gradient was not finite in {position.skipped_in_a_row} updates in a row, in epoch '
@@ -90,8 +92,9 @@ def train_updates(
 def _report(
         position: Position, progress: Progress, update: int, lr: float, num_summed: int, unreported: list[float],
         in_a_row: list[float] | None = None) -> None:
-    loss_sum, counted, skipped = unreported
+    loss_sum, counted, skipped, right = unreported
     position.loss, position.counted = position.loss + loss_sum, position.counted + counted
+    position.right += right
     position.skipped += round(skipped)
     if in_a_row is not None:
         position.skipped_in_a_row = round(in_a_row[0] / num_summed)

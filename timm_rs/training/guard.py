@@ -3,7 +3,7 @@
 import torch
 
 from timm_rs.device.torch_device import Device
-from timm_rs.training.state import Position, Training
+from timm_rs.training.state import UNKNOWN, Position, Training
 
 
 class Guard:
@@ -15,15 +15,17 @@ class Guard:
     def __init__(self, training: Training, device: Device, position: Position):
         self.training, self.device, self.position = training, device, position
         self.loss_sum = device.put(torch.zeros(1))  # of the batches in this update
+        self.num_right = device.put(torch.zeros(1))
         self.num_images = 0
         self.weights = list(training.model.parameters())
         # A forward pass also writes: the statistics of batch norm.
         self.buffers = [buffer for buffer in training.model.buffers() if buffer.numel()]
         self.before = [buffer.clone() for buffer in self.buffers]
 
-    def add(self, loss: torch.Tensor, num_images: int) -> None:
-        """Take note of a batch's mean loss."""
+    def add(self, loss: torch.Tensor, num_right: torch.Tensor | None, num_images: int) -> None:
+        """Take note of a batch's mean loss, and of how many images are right if that can be said."""
         self.loss_sum += loss * num_images
+        self.num_right += UNKNOWN if num_right is None else num_right
         self.num_images += num_images
 
     def begin(self, unscale: bool) -> bool:
@@ -42,6 +44,7 @@ class Guard:
         if self.made:
             self.training.unreported[0] += self.loss_sum[0]
             self.training.unreported[1] += self.num_images
+            self.training.unreported[3] += self.num_right[0]
             self.device.copy(self.before, self.buffers)
         else:
             self.device.copy(self.buffers, self.before)
@@ -76,6 +79,7 @@ class Guard:
 
     def _start_over(self) -> None:
         self.loss_sum.zero_()
+        self.num_right.zero_()
         self.num_images = 0
 
 
@@ -138,7 +142,7 @@ class DeviceGuard(Guard):
             is_hopeless = is_hopeless & (~self.loss_is_finite | (scaler.scale(torch.ones_like(self.loss_sum))[0] < 1))
         self.training.unreported += torch.cat([
             torch.where(self.finite, self.loss_sum, 0.0), finite * self.num_images,
-            (1 - finite) / self.device.num_summed])
+            (1 - finite) / self.device.num_summed, torch.where(self.finite, self.num_right, 0.0)])
         # Too many in a row stay too many until the host hears of it.
         in_a_row = self.training.in_a_row
         self.training.in_a_row = torch.where(

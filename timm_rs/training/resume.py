@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from timm.scheduler import PlateauLRScheduler
 from torch import nn
+from torch.nn.functional import pad
 
 from timm_rs.data.identity import changes, check_same_classes, known_classes
 from timm_rs.device.torch_device import Device
@@ -16,7 +17,7 @@ from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import changed_knobs
 from timm_rs.training.checkpoint import Checkpoints, describe, load_weights, read_checkpoint
-from timm_rs.training.state import Position, Training
+from timm_rs.training.state import UNKNOWN, Position, Training
 
 
 def random_state() -> dict[str, Any]:
@@ -127,6 +128,8 @@ def _resume_from(
             training.scaler.load_state_dict(content['amp_scaler'])
 
     position = Position(**content.get('place') or dict(epoch=content['epoch'] + 1))
+    if position.images and 'right' not in content['place']:  # of a version that did not count them
+        position.right = UNKNOWN
     if recipe.start_epoch is not None:
         position.start_epoch(recipe.start_epoch)
     rows = [row for row in content['summary'] if int(row['epoch']) < position.epoch] if 'summary' in content else None
@@ -146,7 +149,7 @@ def _resume_from(
     processes = content.get('processes') or []
     if len(processes) == device.world_size:  # last, so that nothing draws random numbers between this and training
         own = processes[device.rank]
-        training.unreported = device.put(own['unreported'])
+        training.unreported = device.put(pad(own['unreported'], (0, 4 - len(own['unreported']))))
         for name, model in _models(training).items():
             for key, value in model.named_buffers():
                 if key in own.get(name, {}):

@@ -30,6 +30,7 @@ from timm_rs.training.interruption import Interruption, Stopped
 from timm_rs.training.lock import FolderLock
 from timm_rs.training.resume import checkpoint_state, resume
 from timm_rs.training.runlog import Progress, Summary, open_folder, since_best
+from timm_rs.training.schedule import rates
 from timm_rs.training.state import Position, Training
 from timm_rs.training.trackers import Trackers, open_trackers
 
@@ -212,7 +213,8 @@ class Run:
 
     def _draw_curves(self, at_once: bool = False) -> None:
         epoch, metric = self.checkpoints.best or (None, math.nan)
-        self.curves.update(self.summary.rows, None if math.isnan(metric) else epoch, at_once)
+        self.curves.update(self.summary.rows, None if math.isnan(metric) else epoch, at_once, partial(
+            rates, self.training.schedule, self.training.updates_per_epoch))
 
     def _write_answers(self) -> None:
         if self.answers is not None and self.unwritten is not None:

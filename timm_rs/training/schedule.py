@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_class, optimizer_kwargs
-from timm.scheduler import CosineLRScheduler, create_scheduler_v2, scheduler_kwargs
+from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, create_scheduler_v2, scheduler_kwargs
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
@@ -121,3 +121,22 @@ def end_warm_up_on_the_cosine(schedule: CosineLRScheduler) -> None:
         schedule.warmup_steps = [
             (schedule.lr_min + (base - schedule.lr_min) * share - schedule.warmup_lr_init) / schedule.warmup_t
             for base in schedule.base_values]
+
+
+def rates(schedule: Scheduler | None, updates_per_epoch: int, num_epochs: int, most: int = 500
+          ) -> list[tuple[float, float]]:
+    """The rate of the first weights at up to `most` updates spread over `num_epochs`: (epochs that are over, rate).
+
+    Empty where it does not change with the updates, or not by a schedule that can be asked beforehand.
+    """
+    if schedule is None or schedule.t_in_epochs or isinstance(schedule, PlateauLRScheduler):
+        return []
+    last = updates_per_epoch * num_epochs
+    scale = schedule.optimizer.param_groups[0].get('lr_scale', 1.0)
+
+    def rate(update: int) -> float:
+        values = schedule._get_lr(update)
+        return float(scale * (schedule._add_noise(values, update) if update else values)[0])  # timm's first has none
+
+    return [(update / updates_per_epoch, rate(update))
+            for update in sorted({round(index * last / most) for index in range(most + 1)})]

@@ -12,6 +12,8 @@ from torch.amp.grad_scaler import GradScaler
 from timm_rs.tasks.task import Task
 from timm_rs.training.ema import Ema
 
+UNKNOWN = -math.inf  # how many images are right; a sum stays it, and unlike nan it equals itself
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -40,7 +42,8 @@ class Training:
     schedule: Scheduler | None
     scaler: GradScaler
     ema: Ema | None
-    # Since the last report: the summed loss, the images it covers, and the updates left out. (3,), on the device.
+    # Since the last report: the summed loss, the images it covers, the updates left out, and how many of the images
+    # were right. (4,), on the device.
     unreported: torch.Tensor
     in_a_row: torch.Tensor  # `Position.skipped_in_a_row`, where the device decides: (1,), on the device
     data_config: dict[str, Any] = field(default_factory=dict)  # timm's: input_size, mean, std, crop_pct, …
@@ -70,6 +73,7 @@ class Position:
     update: int = 0  # since the run began
     loss: float = 0.0  # of this epoch, summed over `counted` images, up to the last report
     counted: float = 0.0
+    right: float = 0.0  # of these
     skipped: int = 0  # updates of the run up to the last report that were not made: a loss or gradient was not finite
     skipped_in_a_row: int = 0
     is_bn_shared: bool = False  # whether the processes have the same statistics of batch norm for evaluation already
@@ -78,5 +82,11 @@ class Position:
     def mean_loss(self) -> float:
         return self.loss / self.counted if self.counted else math.nan
 
+    @property
+    def share_right(self) -> float | None:
+        """Of the epoch's images, in %; None where that cannot be said of all of them."""
+        return 100 * self.right / self.counted if self.counted and math.isfinite(self.right) else None
+
     def start_epoch(self, epoch: int) -> None:
-        self.epoch, self.images, self.loss, self.counted, self.is_bn_shared = epoch, 0, 0.0, 0.0, False
+        self.epoch, self.images, self.is_bn_shared = epoch, 0, False
+        self.loss, self.counted, self.right = 0.0, 0.0, 0.0
