@@ -1,5 +1,6 @@
 """Many names, and a number beside each, in a few arrays: processes share them, and none comes to own a copy."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -38,7 +39,9 @@ class Names(_Rows):
 
     def below(self, prefix: str) -> 'Names':
         """The same names with a `prefix`."""
-        return Names(self.text, prefix)
+        names = copy.copy(self)
+        names.prefix = prefix
+        return names
 
     def __len__(self) -> int:
         return len(self.ends)

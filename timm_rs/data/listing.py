@@ -20,10 +20,10 @@ IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suf
 CACHE_SUFFIX = '-listing.npz'
 SYSTEM_NAMES = ('lost+found', 'System Volume Information', 'Thumbs.db', 'desktop.ini')
 
+_OF_SYSTEM = re.compile(rf'[.@$#~]|__|({"|".join(map(re.escape, SYSTEM_NAMES))})\Z')
 # What listing_cache.py keeps beside data, also half written.
 _OURS = re.compile(r'\.\.?.*' + re.escape(CACHE_SUFFIX) + r'(\..+\.tmp)?', re.DOTALL)
 _DIGITS = re.compile(r'(\d{1,4000})')  # Python makes no integers of more
-_ASCII_DIGITS = re.compile(_DIGITS.pattern, re.ASCII)  # the same where there are no others, and faster
 
 # Why something is left out, in the order that people are told.
 OF_SYSTEM = 'hidden, or of a system or tool'
@@ -94,7 +94,7 @@ def accepted_suffixes(suffixes: Iterable[str] = ()) -> tuple[str, ...]:
 def is_of_system(name: str) -> bool:
     """Whether a file or folder is hidden, or what systems and tools leave among images: `.x`, `@x`, `$x`, `#x`, `~x`,
     `__x`."""
-    return name.startswith(('.', '@', '$', '#', '~', '__')) or name in SYSTEM_NAMES
+    return _OF_SYSTEM.match(name) is not None
 
 
 def natural_key(name: str) -> list[int | str]:
@@ -109,25 +109,42 @@ def in_class_order(labels: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(sorted(sorted(set(labels)), key=natural_key))}
 
 
-class _Numbers(dict[str, str]):
-    """Digits -> text that sorts before all other, shorter numbers first, and is never followed by NUL."""
-
-    def __missing__(self, digits: str) -> str:
-        number = str(int(digits))
-        self[digits] = text = f'\0{chr(len(number))}{number}'
-        return text
-
-
 def natural_keys(names: Sequence[str], at_once: int = 10_000) -> list[str]:
-    """For each of `names`, which have no NUL, a text; they sort as `natural_key` would have it, and are made faster."""
+    """For each of `names`, which have no NUL, a text; they sort as `natural_key` would have it, and are made faster.
+
+    A number is its digits without leading zeros; before them NUL, which sorts before all else, and how many they are.
+    """
     keys: list[str] = []
-    numbers = _Numbers()
     for start in range(0, len(names), at_once):
         text = '\0\0'.join(names[start:start + at_once]).lower()
-        parts = (_ASCII_DIGITS if text.isascii() else _DIGITS).split(text)
-        parts[1::2] = map(numbers.__getitem__, parts[1::2])
-        keys += ''.join(parts).split('\0\0')
+        keys += (_numbers_marked(text) or _DIGITS.sub(_marked, text)).split('\0\0')
     return keys
+
+
+def _marked(digits: re.Match[str]) -> str:
+    number = str(int(digits[0])).lstrip('0')
+    return f'\0{chr(1 + len(number))}{number}'
+
+
+def _numbers_marked(text: str, longest: int = 100) -> str | None:
+    """`text` with `_marked` numbers, made at once; None where it has other than ASCII, or a number that is too long."""
+    if not text.isascii():
+        return None
+    content = np.frombuffer(text.encode(), np.uint8)
+    is_digit = content - ord('0') < 10  # unsigned: all else is larger
+    edges = np.flatnonzero(np.diff(is_digit, prepend=False, append=False))
+    starts, stops = edges[::2], edges[1::2]
+    lengths = stops - starts
+    if (lengths > longest).any():
+        return None
+    not_zero = np.append(np.flatnonzero(is_digit & (content != ord('0'))), len(content))
+    firsts = np.minimum(not_zero[np.searchsorted(not_zero, starts)], stops)
+    digits = np.flatnonzero(is_digit)
+    stays = np.ones(len(content), bool)
+    stays[digits[digits < np.repeat(firsts, lengths)]] = False
+    places = np.repeat(firsts, 2)
+    marks = np.stack([np.zeros_like(firsts), 1 + stops - firsts], 1).ravel()
+    return np.insert(content, places, marks)[np.insert(stays, places, True)].tobytes().decode()
 
 
 def list_folder(root: str, suffixes: Iterable[str] = ()) -> Listing:
@@ -144,7 +161,7 @@ def list_folder(root: str, suffixes: Iterable[str] = ()) -> Listing:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = prefix + entry.name
-                if is_of_system(entry.name):
+                if _OF_SYSTEM.match(entry.name):
                     if not _OURS.fullmatch(entry.name):
                         left_out.append((name, OF_SYSTEM))
                 elif entry.is_dir():
