@@ -51,7 +51,7 @@ def test_training_leaves_a_run_in_timms_layout(run, image_folder, tmp_path):
     folder = tmp_path / 'runs/a'
     rows = read_summary(folder)
     assert [row['epoch'] for row in rows] == ['0', '1', '2']
-    assert list(rows[0])[:5] == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_raw_loss']
+    assert list(rows[0])[:6] == ['epoch', 'train_loss', 'train_top1', 'eval_loss', 'eval_top1', 'eval_raw_loss']
     assert list(rows[0])[-1] == 'lr'
     best = max(rows, key=lambda row: (float(row['eval_top1']), -int(row['epoch'])))
     checkpoints = ['last.pth.tar', 'model_best.pth.tar', f'checkpoint-{best["epoch"]}.pth.tar']
