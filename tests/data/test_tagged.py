@@ -148,3 +148,4 @@ def test_tags_follow_the_classes_of_others(tmp_path):
     moved = {0: 3, 1: 2, 2: 0}
     assert again.targets() == [tuple(sorted(moved[tag] for tag in tags)) for tags in samples.targets()]
     assert again.read(3)[1] == again.targets()[3]
+    assert [again.open(index) for index in range(len(again))] == [again.read(index) for index in range(len(again))]

@@ -189,7 +189,7 @@ class Relabelled(Samples):
 
     def open(self, index: int) -> tuple[bytes | Image.Image | Stretch, Any]:
         source, label = self.samples.open(index)
-        return source, self.index_of[int(label)]
+        return source, self._now(label)
 
     def name(self, index: int) -> str:
         return self.samples.name(index)
