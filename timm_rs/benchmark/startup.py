@@ -81,7 +81,7 @@ def measure(root: str, workers: int) -> tuple[str, dict[str, float]]:
     loader: Any = DataLoader(
         _Reads(samples, workers), batch_size=None, num_workers=workers, multiprocessing_context='fork')
     cost['worker_mb'] = max(loader)
-    return KEPT if getattr(samples, 'listed', '') else ANEW, cost
+    return KEPT if samples.listed else ANEW, cost
 
 
 class _Reads(Dataset[float]):

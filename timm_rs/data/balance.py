@@ -18,19 +18,18 @@ AUTO = 'auto'
 COLUMNS = ['class', 'weight']
 
 
-def describe_counts(counts: npt.NDArray[np.int64], names: Sequence[str], noun: str) -> list[str]:
-    """How many training samples each class has, (classes,), in a line; and a second where some have none."""
-    lines = [f'{counts.sum():,} training {noun}s of {len(counts):,} classes: {spread_of(counts, names)}']
+def describe_counts(counts: npt.NDArray[np.int64], names: Sequence[str], noun: str, what: str = '') -> list[str]:
+    """How many training samples each class has, (classes,), in a line; and a second where some have none.
+
+    The first begins with `what`, by default how many samples there are, of one class each, and classes.
+    """
+    least, most = int(counts.argmin()), int(counts.argmax())
+    spread = (f'{counts[most]:,} of each' if counts[least] == counts[most] else
+              f'from {counts[least]:,} of {names[least]} to {counts[most]:,} of {names[most]}')
+    lines = [f'{what or f"{counts.sum():,} training {noun}s of {len(counts):,} classes"}: {spread}']
     if absent := without_images(counts, names):
         lines.append(f'warning: no training {noun} is of class {some(absent)}: the model cannot learn it')
     return lines
-
-
-def spread_of(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str:
-    """'from 3 of cat to 50 of dog'."""
-    least, most = int(counts.argmin()), int(counts.argmax())
-    return (f'{counts[most]:,} of each' if counts[least] == counts[most] else
-            f'from {counts[least]:,} of {names[least]} to {counts[most]:,} of {names[most]}')
 
 
 def without_images(counts: npt.NDArray[np.int64], names: Sequence[str]) -> list[str]:

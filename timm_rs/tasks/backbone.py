@@ -106,4 +106,4 @@ def check_no_image_in_both(train: Samples | None, validation: Samples | None, *s
 
 
 def _names(samples: Samples | None) -> set[str]:
-    return set() if samples is None else {samples.name(index) for index in range(len(samples))}
+    return set() if samples is None else {*samples.all_names()}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.loss import create_classification_loss
 
 from timm_rs.data.annotated import open_annotated
-from timm_rs.data.balance import spread_of, without_images
+from timm_rs.data.balance import describe_counts, without_images
 from timm_rs.data.class_names import names_of
 from timm_rs.data.listing import some
 from timm_rs.data.samples import Samples
@@ -90,10 +90,9 @@ class Multilabel(Task):
         """How often each class is there, and which is nowhere."""
         counts, names = _counts(dataset, num_outputs), names_of(dataset.classes, num_outputs)
         without = sum(not tags for tags in dataset.targets())
-        lines = [f'{len(dataset):,} training images of {num_outputs:,} classes, {without:,} of them of none: '
-                 f'{spread_of(counts, names)}']
-        if absent := without_images(counts, names):
-            lines.append(f'warning: no training image is of class {some(absent)}: the model cannot learn it')
+        lines = describe_counts(
+            counts, names, self.noun,
+            f'{len(dataset):,} training images of {num_outputs:,} classes, {without:,} of them of none')
         if self.unseen:
             lines.append(f'no validation image is of class {some(self.unseen)}: left out of the mAP')
         return lines

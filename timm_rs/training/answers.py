@@ -97,7 +97,7 @@ class Answers:
     def write(self, folder: Path, said: Any) -> None:
         """Write predictions.csv and classes.csv. Raises UserError when they cannot be; the files before are intact."""
         columns, rows, classes = self.tables(said)
-        names = map(self.dataset.samples.name, range(len(self.dataset)))
+        names = self.dataset.samples.all_names()
         try:
             folder.mkdir(parents=True, exist_ok=True)  # it may have been removed, and comes back
             write_csv(folder / PREDICTIONS, [dict(zip(columns, (name, *row), strict=True))

@@ -62,8 +62,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], metrics: Sequence[Metric], 
     for metric in metrics:
         if metric.name != 'loss':
             panels.setdefault(metric.axis or metric.heading, {})[f'eval_{metric.name}'] = metric.label
-    for metric in metrics[:1] if metrics[0].name != 'loss' else ():  # last, so that hues stay those of the others
-        panels[metric.axis or metric.heading][f'train_{metric.name}'] = f'{metric.label} in training'
+    if (first := metrics[0]).name != 'loss':  # last, so that hues stay those of the others
+        panels[first.axis or first.heading][f'train_{first.name}'] = f'{first.label} in training'
     figure = Figure(figsize=(4 * len(panels) + 2.6, 3.6), layout='constrained')
     *axes, small = figure.subplots(1, len(panels) + 1, width_ratios=[4] * len(panels) + [2.6])
     for axis, (title, columns) in zip(axes, panels.items(), strict=True):

@@ -194,7 +194,7 @@ def _listed_shards(root: Path, split: str) -> tuple[list[str], str]:
 
 def keys_of(samples: Samples) -> list[str]:
     """The key of each sample: its file's name, behind its number where names repeat."""
-    stems = [os.path.splitext(os.path.basename(samples.name(index)))[0] for index in range(len(samples))]
+    stems = [os.path.splitext(os.path.basename(name))[0] for name in samples.all_names()]
     keys = [stem.replace('%', '%25').replace('.', '%2E') for stem in stems]  # a key ends at its first dot
     if len(set(keys)) == len(keys):
         return keys
