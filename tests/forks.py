@@ -5,11 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
+from functools import partial
 
-from conftest import ROOT
+import torch
+from conftest import ROOT, assert_equal
 
 from timm_rs.programs import train
+from timm_rs.programs.stress_resume import end_as_program
 
 TRAIN = (ROOT / 'train.py').read_text()
 
@@ -28,8 +30,7 @@ class ForkedPython(subprocess.Popen):
 
 def become(program, *arguments, environment, stdout, stderr):
     """End this process as one that ran `program`."""
-    code = 1
-    try:
+    def work():
         for end, number in ((stdout, 1), (stderr, 2)):
             if end != -1:
                 os.dup2(end, number)
@@ -37,15 +38,8 @@ def become(program, *arguments, environment, stdout, stderr):
         sys.argv = ['-c', *map(str, arguments)]
         os.environ.update(environment)
         exec(program, {'__name__': '__main__'})
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+
+    end_as_program(work)
 
 
 def run_forked(*words):
@@ -61,15 +55,14 @@ def in_forks(arguments, environments, before=lambda: None):
     for environment in environments:
         pids.append(os.fork())
         if not pids[-1]:
-            try:
-                os.environ.update(environment)
-                before()
-                train.main(list(map(str, arguments)))
-                os._exit(0)
-            finally:
-                traceback.print_exc()
-                os._exit(1)
+            end_as_program(partial(_train, arguments, environment, before))
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def _train(arguments, environment, before):
+    os.environ.update(environment)
+    before()
+    train.main(list(map(str, arguments)))
 
 
 def in_two_processes(arguments):
@@ -89,3 +82,19 @@ def die_in_the_second_epoch():
             if position.epoch == 1 and position.images == 8:
                 os.kill(os.getpid(), signal.SIGKILL)
     train.train_updates = dying
+
+
+def check_killed_and_resumed(run, arguments, whole, cut, tables=('summary.csv',)):
+    """A run into the folder `cut`, killed in its second epoch and resumed, ends as that in `whole`; gives its words."""
+    command = [*arguments, '--output', cut.parent, '--experiment', cut.name, '--recovery-interval', '1']
+    assert in_forks(command, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
+    torch.manual_seed(1)  # nothing may depend on what this process has drawn before
+    resumed = run(*command, '--resume', 'auto')
+    assert resumed.code == 0 and 'recovery-1-' in resumed.out, resumed.err
+    states = [torch.load(folder / 'last.pth.tar', weights_only=True) for folder in (whole, cut)]
+    for state in states:
+        del state['args']  # has the name of the run
+    assert_equal(*states)
+    for name in tables:
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    return resumed.out

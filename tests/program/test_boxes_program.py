@@ -2,13 +2,11 @@
 
 import csv
 import json
-import signal
 
 import pytest
-import torch
 from annotated_trees import write_voc_boxes
-from conftest import TINY, assert_equal, failure, load_tool
-from forks import die_in_the_second_epoch, in_forks, in_two_processes
+from conftest import TINY, failure, load_tool
+from forks import check_killed_and_resumed, in_two_processes
 from PIL import Image
 
 ARGUMENTS = [*TINY, '--task', 'detection', '--img-size', '64', '--pyramid-channels', '8', '--head-channels', '8',
@@ -29,16 +27,7 @@ def test_it_trains_is_killed_resumes_to_the_bit_and_evaluates(run, data, more, t
     folder, arguments = tmp_path / 'runs', [*ARGUMENTS, *data, *more]
     whole = run(*arguments, '--experiment', 'whole')
     assert whole.code == 0, whole.err
-    cut = [*arguments, '--output', folder, '--experiment', 'cut', '--recovery-interval', '1']
-    assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
-    torch.manual_seed(1)
-    resumed = run(*cut, '--resume', 'auto')
-    assert resumed.code == 0 and 'recovery-1-' in resumed.out, resumed.err
-    states = [torch.load(folder / name / 'last.pth.tar', weights_only=True) for name in ('whole', 'cut')]
-    for state in states:
-        del state['args']
-    assert_equal(*states)
-    assert (folder / 'whole/summary.csv').read_bytes() == (folder / 'cut/summary.csv').read_bytes()
+    check_killed_and_resumed(run, arguments, folder / 'whole', folder / 'cut')
 
     evaluated = run(*arguments, '--eval', folder / 'whole/last.pth.tar')
     assert evaluated.code == 0, evaluated.err

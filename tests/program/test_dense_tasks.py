@@ -2,15 +2,14 @@
 
 import csv
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from annotated_trees import save_mask, write_depth, write_voc
-from conftest import TINY, assert_equal, failure, load_tool
-from forks import die_in_the_second_epoch, in_forks, in_two_processes
+from conftest import TINY, failure, load_tool
+from forks import check_killed_and_resumed, in_two_processes
 from PIL import Image
 
 from timm_rs.programs import train
@@ -50,16 +49,7 @@ def test_it_is_killed_resumes_to_the_bit_and_evaluates(run, data, whole, more, t
     if more:
         assert run(*arguments, '--experiment', 'whole').code == 0
         whole = tmp_path / 'whole'
-    cut = [*arguments, '--experiment', 'cut', '--recovery-interval', '1']
-    assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
-    torch.manual_seed(1)
-    resumed = run(*cut, '--resume', 'auto')
-    assert resumed.code == 0 and 'recovery-1-' in resumed.out, resumed.err
-    states = [torch.load(folder / 'last.pth.tar', weights_only=True) for folder in (whole, tmp_path / 'cut')]
-    for state in states:
-        del state['args']
-    assert_equal(*states)
-    assert (whole / 'summary.csv').read_bytes() == (tmp_path / 'cut/summary.csv').read_bytes()
+    check_killed_and_resumed(run, arguments, whole, tmp_path / 'cut')
 
     evaluated = run(*arguments, '--eval', tmp_path / 'cut/last.pth.tar')
     assert evaluated.code == 0, evaluated.err

@@ -3,13 +3,11 @@
 import csv
 import json
 import shutil
-import signal
 
 import numpy as np
 import pytest
-import torch
-from conftest import TINY, assert_equal, failure, load_tool
-from forks import die_in_the_second_epoch, in_forks, in_two_processes
+from conftest import TINY, failure, load_tool
+from forks import check_killed_and_resumed, in_two_processes
 from sklearn.metrics import average_precision_score
 from tagged_data import COLOURS, write_tagged
 
@@ -76,17 +74,8 @@ def test_a_run_leaves_what_it_says_of_each_tag_and_eval_says_the_same(run, tags_
 def test_it_is_killed_and_resumes_to_the_bit(run, data, more, tmp_path):
     folder, arguments = tmp_path / 'runs', [*ARGUMENTS, *data, *more]
     assert run(*arguments, '--experiment', 'whole').code == 0
-    cut = [*arguments, '--output', folder, '--experiment', 'cut', '--recovery-interval', '1']
-    assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
-    torch.manual_seed(1)
-    resumed = run(*cut, '--resume', 'auto')
-    assert resumed.code == 0 and 'recovery-1-' in resumed.out, resumed.err
-    states = [torch.load(folder / name / 'last.pth.tar', weights_only=True) for name in ('whole', 'cut')]
-    for state in states:
-        del state['args']
-    assert_equal(*states)
-    for name in ('summary.csv', 'predictions.csv', 'classes.csv'):
-        assert (folder / 'whole' / name).read_bytes() == (folder / 'cut' / name).read_bytes(), name
+    check_killed_and_resumed(run, arguments, folder / 'whole', folder / 'cut',
+                             ('summary.csv', 'predictions.csv', 'classes.csv'))
 
 
 def test_pictures_of_an_epoch_before_are_drawn_from_its_table(run, data, tmp_path):

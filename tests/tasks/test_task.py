@@ -2,12 +2,11 @@
 
 import csv
 import json
-import signal
 
 import pytest
 import torch
-from conftest import TINY, assert_equal
-from forks import die_in_the_second_epoch, in_forks
+from conftest import TINY
+from forks import check_killed_and_resumed
 
 from timm_rs.data.loader import create_eval_loader
 from timm_rs.device.torch_device import Device
@@ -20,6 +19,8 @@ from timm_rs.training.trained import read_run
 
 ARGUMENTS = [*TINY, '--task', 'regression:Regression', '--step', '0.5', '--lr', '0.01', '--recovery-interval', '1',
              '--model-ema', '--model-ema-decay', '0.5']
+
+
 @pytest.fixture
 def data(image_folder):
     (image_folder / 'validation/cat/0.jpg').write_bytes(b'')  # its target is blank
@@ -31,16 +32,8 @@ def test_it_trains_is_killed_resumes_to_the_bit_and_evaluates(run, data, tmp_pat
     folder = tmp_path / 'runs'
     whole = run(*ARGUMENTS, *data, '--experiment', 'whole')
     assert whole.code == 0, whole.err
-    cut = [*ARGUMENTS, *data, '--output', folder, '--experiment', 'cut']
-    assert in_forks(cut, [{}], die_in_the_second_epoch) == [-signal.SIGKILL]
-    torch.manual_seed(1)
-    resumed = run(*ARGUMENTS, *data, '--experiment', 'cut', '--resume', 'auto')
-    assert resumed.code == 0 and 'resuming from checkpoint' in resumed.out and 'recovery-1-1' in resumed.out
-    states = [torch.load(folder / name / 'last.pth.tar', weights_only=True) for name in ('whole', 'cut')]
-    for state in states:
-        del state['args']
-    assert_equal(*states)
-    assert (folder / 'whole/summary.csv').read_bytes() == (folder / 'cut/summary.csv').read_bytes()
+    said = check_killed_and_resumed(run, [*ARGUMENTS, *data], folder / 'whole', folder / 'cut')
+    assert 'resuming from checkpoint' in said and 'recovery-1-1' in said
 
     with open(folder / 'whole/summary.csv', newline='') as file:
         rows = list(csv.DictReader(file))

@@ -29,7 +29,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -254,17 +254,25 @@ def count_operations(record: Path, fatal: int | None = None) -> None:
 
 def train_and_exit(argv: list[str], log: Path, group: dict[str, str]) -> None:
     """In a forked process: train.py as if it had been started, with its output in `log`."""
-    code = 1
-    try:
+    def work() -> None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(group)
         with exit_on_user_error():
             train.main(argv)
+
+    end_as_program(work)
+
+
+def end_as_program(work: Callable[[], object]) -> NoReturn:
+    """Do `work` in a forked process, and end that as Python ends a program."""
+    code = 1
+    try:
+        work()
         code = 0
     except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
