@@ -1,7 +1,9 @@
 """What start-up takes is told apart by how images were listed, and of every process."""
 
 import csv
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 from conftest import failure, load_tool
@@ -34,10 +36,17 @@ def test_rows_have_both_ways_of_listing_and_the_folders_are_gone(quick, tmp_path
     assert all(row['commit'] and row['versions'] and float(row['listing_s_min']) > 0 for row in rows)
 
 
-def test_memory_is_what_a_process_shares_with_no_other():
+def grown():
     before = startup.own_megabytes()
     own = bytearray(50_000_000)
-    assert 45 < startup.own_megabytes() - before < 60 and len(own)
+    return startup.own_megabytes() - before, len(own)
+
+
+def test_memory_is_what_a_process_shares_with_no_other():
+    # In a fork, as all is measured: this process may have kept as much of what tests before have freed.
+    with ProcessPoolExecutor(1, multiprocessing.get_context('fork')) as pool:
+        megabytes, length = pool.submit(grown).result()
+    assert 45 < megabytes < 60 and length
 
 
 @pytest.mark.parametrize(('arguments', 'words'), [
