@@ -68,9 +68,12 @@ def scalars(events):
 
 
 def from_wandb(folder, id):
-    """What the newest folder for `wandb sync` has: records of protobuf in blocks of LevelDB's log."""
+    """What the newest folder for `wandb sync` has: records of protobuf in blocks of LevelDB's log.
+
+    Two of one second differ in a number behind the id.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
-    data = max(folder.glob(f'wandb/offline-run-*-{id}/*.wandb'), key=lambda path: path.stat().st_mtime).read_bytes()
+    data = max(folder.glob(f'wandb/offline-run-*-{id}*/*.wandb'), key=lambda path: path.stat().st_mtime).read_bytes()
     place, whole, found = 7, b'', []
     while place + 7 <= len(data):
         if (1 << 15) - place % (1 << 15) < 7:
@@ -122,6 +125,13 @@ def opened(folder, rows, *names, **values):
 
 def test_every_tracker_of_the_recipe_is_there_and_read_back():
     assert tuple(KINDS) == tuple(READ) == FIELDS['log_to'].metadata['choices']
+
+
+def test_starts_within_one_second_are_told_apart(here):
+    for count in range(1, 6):  # W&B names the folder of a start by the second
+        opened(here, ROWS[:count], *THERE).close(failed=True)
+        for name in THERE:
+            assert_holds(here, name, ROWS[:count])
 
 
 def test_a_killed_run_goes_on_with_its_curves_and_each_point_is_there_once(here):
