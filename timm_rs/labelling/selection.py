@@ -73,10 +73,11 @@ def select(folder: Path, min_confidence: float = 0.3, per_class: int | None = No
             choice.mean_confidence), strict=True)))
     entries = np.sort(np.concatenate(chosen)).astype(np.int64)
     try:
-        write_selection(folder, dict(entries=entries, ids=ids[entries], probabilities=shares[entries]), dict(
-            min_confidence=min_confidence, per_class=per_class, seed=seed, keep_leaks=keep_leaks))
         write_csv(folder / 'selection.csv', rows, COLUMNS)
         _draw(rows, folder / 'selection.png')
+        # Last, since where this is nobody selects again unasked: a kill must not leave it without the two above.
+        write_selection(folder, dict(entries=entries, ids=ids[entries], probabilities=shares[entries]), dict(
+            min_confidence=min_confidence, per_class=per_class, seed=seed, keep_leaks=keep_leaks))
     except OSError as error:
         raise UserError(f'{folder} cannot be written: {error.strerror or error}') from error
     return rows
