@@ -91,7 +91,8 @@ def test_stock_timm_and_transformers_load_a_published_run_by_the_code_of_its_car
     with torch.inference_mode():
         expected = trained.model(images)
     logits = torch.load(tmp_path / 'logits.pt')
-    assert torch.equal(logits['timm'], expected) and torch.equal(logits['transformers'], expected)
+    assert torch.equal(logits['timm'], expected)
+    torch.testing.assert_close(logits['transformers'], expected)  # see test_folder.py
     assert expected.std() > 0
 
 
