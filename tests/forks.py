@@ -10,8 +10,9 @@ from functools import partial
 import torch
 from conftest import ROOT, assert_equal
 
-from timm_rs.programs import train
 from timm_rs.programs.stress_resume import end_as_program
+from timm_rs.programs.train import main
+from timm_rs.training import train
 
 TRAIN = (ROOT / 'train.py').read_text()
 
@@ -62,7 +63,7 @@ def in_forks(arguments, environments, before=lambda: None):
 def _train(arguments, environment, before):
     os.environ.update(environment)
     before()
-    train.main(list(map(str, arguments)))
+    main(list(map(str, arguments)))
 
 
 def in_two_processes(arguments):

@@ -15,13 +15,13 @@ from timm_rs.errors import UserError
 from timm_rs.inference.predict import Prediction, find_images
 from timm_rs.inference.predict import predict as predict_images
 from timm_rs.inference.source import Source, open_model
-from timm_rs.programs.train import create_run_task, open_device, run_evaluation, run_training
 from timm_rs.recipe.declaring import RecipeError, nearest
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import DEFAULTS, check_value, read_file
 from timm_rs.tasks import find_task
 from timm_rs.tasks.task import Task
 from timm_rs.training.checkpoint import checkpoint_in
+from timm_rs.training.train import create_run_task, open_device, run_evaluation, run_training
 
 
 def read_recipe(recipe: str | os.PathLike[str] = '', **values: Any) -> Recipe:

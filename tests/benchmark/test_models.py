@@ -9,10 +9,6 @@ import timm
 from timm_rs.benchmark import models as model_speed
 from timm_rs.benchmark import worker
 from timm_rs.benchmark.models import (
-    BOTH_TABLES,
-    FIGURE_5,
-    TABLE_3,
-    TABLE_7,
     Protocol,
     inference_setups,
     measure_models,
@@ -21,6 +17,7 @@ from timm_rs.benchmark.models import (
     remaining,
     training_setups,
 )
+from timm_rs.benchmark.points import BOTH_TABLES, FIGURE_5, TABLE_3, TABLE_7
 from timm_rs.benchmark.rows import Cost
 from timm_rs.benchmark.step_process import precision_of
 from timm_rs.errors import UserError

@@ -2,7 +2,8 @@
 
 import pytest
 
-from timm_rs.benchmark.stress_kinds import KINDS, SPLITS, write_data
+from timm_rs.benchmark.stress_data import SPLITS, write_data
+from timm_rs.benchmark.stress_kinds import KINDS
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.tasks import add_task_arguments, create_task
 

@@ -5,7 +5,8 @@ import torch
 
 import timm_rs.inference.backends
 from timm_rs.errors import UserError
-from timm_rs.inference.backends import BACKENDS, inference_backends, is_available
+from timm_rs.inference.backends import inference_backends, is_available
+from timm_rs.inference.options import BACKENDS
 
 NEARNESS = {'bf16': 0.05, 'int8': 0.3}  # of the largest logit; all others 1e-4
 # A compiled model takes a minute; test_export.py has OpenVINO in bfloat16.

@@ -17,7 +17,8 @@ from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.inference.predict import download, find_images, load_images, predict
 from timm_rs.inference.source import Source, open_model
-from timm_rs.publish.folder import CONFIG, write_folder
+from timm_rs.publish.folder import write_folder
+from timm_rs.publish.repository import CONFIG
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks import create_task
 from timm_rs.training.build import build_model

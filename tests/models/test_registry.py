@@ -172,6 +172,16 @@ def test_import_is_silent_and_loads_nothing_but_timm():
     assert (done.stdout, done.stderr) == ('', '')
 
 
+@pytest.mark.parametrize('first', ['timm_rs', 'timm_rs.models.layers_3d', 'timm_rs.data.listing'])
+def test_models_are_there_with_timm_whatever_is_imported_first(first):
+    run_python(f"""if True:
+        import importlib.util, inspect, sys, {first}
+        assert importlib.util.find_spec('timm') and ('timm' in sys.modules) == ({first!r} != 'timm_rs')
+        import timm
+        assert timm.is_model('resnetrs_50') and timm.is_model('resnetrs3d_50') and inspect.getsource(timm)
+    """)
+
+
 @pytest.mark.parametrize('encoder', ['tu-resnetrs_50', 'tu-efficientnet_rs_b0'])
 def test_segmentation_models_pytorch_builds_upon_ours_by_name(encoder):
     smp = pytest.importorskip('segmentation_models_pytorch')

@@ -13,9 +13,9 @@ from conftest import TINY, assert_equal
 from timm_rs.data.datasets import create_datasets
 from timm_rs.data.loader import create_train_loader
 from timm_rs.device.torch_device import Device
-from timm_rs.programs import train
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.classification import Classification
+from timm_rs.training import train
 from timm_rs.training.build import build_training
 from timm_rs.training.engine import train_updates
 from timm_rs.training.runlog import Progress

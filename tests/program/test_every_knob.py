@@ -11,10 +11,10 @@ from conftest import write_images
 from timm.layers import set_fast_norm
 
 from timm_rs.errors import exit_on_user_error
-from timm_rs.programs import train
 from timm_rs.recipe.declaring import RecipeError
 from timm_rs.recipe.knobs import FIELDS, Recipe, value_type
 from timm_rs.recipe.reading import DEFAULTS, check_value
+from timm_rs.training import train
 from timm_rs.training.run import Run
 
 TINY = Recipe(

@@ -20,8 +20,7 @@ import torch
 from conftest import ROOT, TINY
 from forks import TRAIN, ForkedPython, run_forked
 
-from timm_rs.programs import train
-from timm_rs.training import checkpoint
+from timm_rs.training import checkpoint, train
 from timm_rs.training.checkpoint import Checkpoints, read_checkpoint
 from timm_rs.training.interruption import Interruption
 
@@ -569,7 +568,8 @@ Loader.__iter__ = spoiling
 def test_torchrun_starts_again_and_the_run_goes_on(arguments, tmp_path):
     program = '''
 import os, signal, sys
-from timm_rs.programs import train
+from timm_rs.programs.train import main
+from timm_rs.training import train
 genuine = train.train_updates
 def dying(training, loader, device, position, progress):
     for reported in genuine(training, loader, device, position, progress):
@@ -577,7 +577,7 @@ def dying(training, loader, device, position, progress):
             os.kill(os.getpid(), signal.SIGKILL)
         yield reported
 train.train_updates = dying
-train.main(sys.argv[1:])
+main(sys.argv[1:])
 '''
     (tmp_path / 'dying.py').write_text(program)
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',

@@ -12,7 +12,7 @@ from forks import die_in_the_second_epoch, in_forks
 import timm_rs.training.run
 from timm_rs.data import loader as fast_loader
 from timm_rs.files import read_csv
-from timm_rs.programs import train
+from timm_rs.training import train
 from timm_rs.training.checkpoint import Checkpoints
 
 HARD = ['--drop', 0.2, '--drop-path', 0.1, '--mixup', 0.2, '--cutmix', 1.0, '--reprob', 0.5, '--aa', 'rand-m9-n2']

@@ -18,8 +18,8 @@ os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'  # compiles in ha
 import torch
 import torch_xla.debug.metrics as xla_metrics
 
-from timm_rs.programs import train
-from timm_rs.training import build, run
+from timm_rs.programs.train import main
+from timm_rs.training import build, run, train
 
 torch.set_num_threads(1)
 
@@ -48,7 +48,7 @@ class Recorded:
         run.Progress.report = lambda progress, update, loss, *rest: self.losses.append(loss)
         before = counted()
         try:
-            train.main(['--device', 'xla', *argv])
+            main(['--device', 'xla', *argv])
         except SystemExit as stop:
             self.code = stop.code
         self.added = since(before)

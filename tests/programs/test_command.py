@@ -1,6 +1,7 @@
 import contextlib
 import io
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -43,6 +44,26 @@ def test_help_can_be_read_where_there_is_only_ascii(monkeypatch, name):
     with pytest.raises(SystemExit) if name != 'command' else contextlib.nullcontext():
         load_tool(name).main(['--help'])
     assert b'usage: ' in shown.getvalue()
+
+
+HELP = """
+import contextlib, importlib, io, sys
+from timm_rs.programs.command import commands, main
+for words in [[], *([name] for name in commands()), ['stress-resume'], ['benchmark', 'train'], ['scaling', 'run']]:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        if words == ['stress-resume']:
+            importlib.import_module('timm_rs.programs.stress_resume').main(['--help'])
+        else:
+            main([*words, '--help'])
+    assert 'usage: ' in shown.getvalue(), words
+    heavy = {'torch', 'timm', 'numpy', 'PIL', 'matplotlib', 'huggingface_hub'} & set(sys.modules)
+    assert not heavy, (words, heavy)
+"""
+
+
+def test_help_waits_for_no_large_package():
+    subprocess.run([sys.executable, '-c', HELP], check=True, cwd=ROOT)
 
 
 def test_program_gets_the_words_after_its_name_and_calls_itself_by_it(called):

@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT, failure, load_tool
 
 from timm_rs.models import PAPER_POINTS
+from timm_rs.models.complexity import Complexity
 
 SCRIPT = ROOT / 'tools' / 'flops.py'
 SMALL = ['resnetrs', '--depth', '26', '--width', '0.25']
@@ -58,7 +59,7 @@ def test_frames_are_for_networks_that_take_clips(flops, capsys):
 
 
 def test_without_model_the_papers_points_are_counted(flops, capsys, monkeypatch):
-    cost = flops.Complexity(params=2_000_000, macs=1_500_000_000, activations=3_000_000, uncounted={})
+    cost = Complexity(params=2_000_000, macs=1_500_000_000, activations=3_000_000, uncounted={})
     monkeypatch.setattr(flops, 'count', lambda *arguments: (cost, '160'))
     flops.main([])
     _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
@@ -68,7 +69,7 @@ def test_without_model_the_papers_points_are_counted(flops, capsys, monkeypatch)
 
 def test_what_is_not_counted_is_one_line_on_stderr(flops, capsys, monkeypatch):
     uncounted = {'aten::lstm': 36, 'aten::fft_fft2': 2}
-    cost = flops.Complexity(params=1, macs=1, activations=1, uncounted=uncounted)
+    cost = Complexity(params=1, macs=1, activations=1, uncounted=uncounted)
     monkeypatch.setattr(flops, 'count', lambda *arguments: (cost, '160'))
     flops.main(['resnet18'])
     assert capsys.readouterr().err == 'resnet18: not counted: aten::fft_fft2 x2, aten::lstm x36\n'

@@ -13,9 +13,10 @@ from videos import encode, write_frames
 
 from timm_rs.data.loader import create_eval_loader
 from timm_rs.device.torch_device import Device
-from timm_rs.programs import train
+from timm_rs.programs.train import main
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks.video import Video
+from timm_rs.training import train
 
 COLOURS = {'blue': (40, 60, 250), 'red': (250, 60, 40)}
 
@@ -70,7 +71,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_the_one_that_was_not(run, videos,
 @pytest.fixture(scope='module')
 def finished(videos, tmp_path_factory):
     folder = tmp_path_factory.mktemp('finished')
-    train.main([*TINY_CLIPS, '--data-dir', str(videos), '--output', str(folder), '--experiment', 'run'])
+    main([*TINY_CLIPS, '--data-dir', str(videos), '--output', str(folder), '--experiment', 'run'])
     return folder / 'run'
 
 

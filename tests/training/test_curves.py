@@ -8,9 +8,8 @@ from conftest import TINY
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from timm_rs.programs import train
 from timm_rs.tasks.classification import Classification
-from timm_rs.training import curves
+from timm_rs.training import curves, train
 from timm_rs.training.curves import Curves, draw
 
 ROWS = [{'epoch': epoch, 'train_loss': 2.0 - epoch / 4, 'eval_loss': 1.5 - epoch / 4, 'eval_top1': top1,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm_rs.benchmark.loaders import write_photos
 from timm_rs.benchmark.rows import provenance, spread
 from timm_rs.benchmark.timed_commands import Shell, watch_gpu
 from timm_rs.data.workers import num_cores
@@ -240,6 +239,7 @@ def measured(path: Path) -> list[dict[str, str]]:
 
 def link_photos(folder: Path, num_photos: int, per_class: int) -> None:
     """A folder of 8 classes, made of links to a few photos; what is in them hardly matters for the speed."""
+    from timm_rs.benchmark.loaders import write_photos
     photos = sorted(write_photos(num_photos, folder.with_name('photos')).glob('train/0/*.jpg'))
     for split, count in (('train', per_class), ('validation', max(per_class // 32, 1))):
         for label in range(8):

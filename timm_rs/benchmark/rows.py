@@ -11,10 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import PIL
-import timm
-import torch
-
 import timm_rs
 from timm_rs.data.workers import num_cores
 from timm_rs.progress import track
@@ -77,6 +73,9 @@ def four_digits(value: float) -> float:
 
 def provenance() -> dict[str, str]:
     """What a row of results must say to be worth something: date, code, command, hardware, versions."""
+    import PIL
+    import timm
+    import torch
     return dict(
         date=f'{datetime.date.today()}', commit=commit_of(Path(__file__).parent),
         command=f'{_program()} {shlex.join(sys.argv[1:])}'.rstrip(),

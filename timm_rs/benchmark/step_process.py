@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 
+from timm_rs.benchmark.points import PARTS, TIMMS_LOOP
 from timm_rs.benchmark.rows import Cost, cpu_seconds
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, first_line
-from timm_rs.inference.backends import BACKENDS, inference_backends
+from timm_rs.inference.backends import inference_backends
+from timm_rs.inference.options import BACKENDS
 from timm_rs.models.layers_3d import channels_last_layout
 from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.declaring import nearest
@@ -34,20 +36,6 @@ from timm_rs.training.faults import is_out_of_memory
 from timm_rs.training.runlog import Progress
 from timm_rs.training.state import Position, Training
 
-# What a setup may be made of, as in channels_last+bf16+fused: changes to the recipe.
-TIMMS_LOOP = 'timm'  # and this: the update of timm's train.py, without our guard and kept memory
-PARTS: dict[str, dict[str, Any]] = {
-    TIMMS_LOOP: {},
-    'eager': {},
-    'channels_last': dict(channels_last=True),
-    'bf16': dict(amp=True, amp_dtype='bfloat16'),
-    'foreach': dict(opt_kwargs=dict(foreach=True)),
-    'fused': dict(opt_kwargs=dict(fused=True)),
-    'compile': dict(torchcompile='inductor'),
-    'reduce_overhead': dict(torchcompile='inductor', torchcompile_mode='reduce-overhead'),
-    'max_autotune': dict(torchcompile='inductor', torchcompile_mode='max-autotune'),
-    'checkpointing': dict(grad_checkpointing=True),
-}
 MIB = 1 << 20
 # What a GPU may say of tensors too large for it while it has memory left, for example for 32-bit indices.
 TOO_LARGE = re.compile('cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|INT_MAX|32.?bit|invalid configuration|illegal memory')

@@ -1,123 +1,13 @@
-"""The kinds of small runs that tools/stress_resume.py disturbs: what train.py is told, and the data it is told of."""
+"""The kinds of small runs that tools/stress_resume.py disturbs: what train.py is told."""
 
-import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
-from PIL import Image
-from timm.data import create_dataset
-
-from timm_rs.data.pool import open_pool, pool_fingerprint
-from timm_rs.data.pseudo_labels import MANIFEST, write_selection
-from timm_rs.data.samples import TimmSamples
-from timm_rs.data.scenes import voc_xml
-from timm_rs.data.shards.encoding import FRAMES
-from timm_rs.data.shards.packing import pack
-from timm_rs.data.videos import open_folder
-from timm_rs.transforms.frames import write_video
-
-SPLITS = {'train': 9, 'validation': 5}  # samples of each of three classes
-COLOURS = 135 * np.eye(3, dtype=int)  # which tell the classes
 
 
 class Kind(NamedTuple):
-    """The `arguments` of train.py, in which {} is a folder, and what writes the data of these into that folder."""
+    """The `arguments` of train.py, in which {} is a folder, and which data of `stress_data` these are about."""
 
     arguments: list[str]
-    write: Callable[[Path], None]
-
-
-def write_data(folder: Path, kinds: Iterable[str]) -> None:
-    """Write the data of all `kinds` into `folder`. Raises OSError; UserError without PyAV where videos are wanted."""
-    for write in dict.fromkeys(KINDS[kind].write for kind in kinds):
-        write(folder)
-
-
-def write_images(folder: Path) -> None:
-    """The same few images as folders of classes and as shards, in `folder`/data; pseudo labels in `folder`/labels."""
-    rng = np.random.default_rng(0)
-    for split, count in SPLITS.items():
-        for label in range(3):
-            target = folder / 'data' / split / str(label)
-            target.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 120, (24, 24, 3)) + COLOURS[label]
-                Image.fromarray(pixels.astype(np.uint8)).save(target / f'{index}.jpg')
-        pack(TimmSamples(create_dataset('', root=str(folder / 'data' / split))), folder / 'data', split,
-             short_side=0, num_shards=3)
-    write_labels(folder / 'labels', folder / 'data/train')
-
-
-def write_labels(folder: Path, pool: Path) -> None:
-    """Labels for a pool of images, as tools/pseudo_label.py writes them."""
-    samples = open_pool(str(pool))
-    folder.mkdir()
-    (folder / MANIFEST).write_text(json.dumps(dict(
-        pool=str(pool), data_dir=None, split='train', num_images=len(samples),
-        pool_sha256=pool_fingerprint(samples, str(pool)), num_classes=3, classes=['0', '1', '2'], top_k=2)))
-    classes = np.arange(len(samples))[:, None] + [0, 1]
-    write_selection(folder, dict(entries=classes[:, 0], ids=(classes % 3).astype(np.uint16),
-                                 probabilities=np.full(classes.shape, 0.4, np.float16)), {})
-
-
-def write_videos(folder: Path) -> None:
-    """The same few videos as files in `folder`/videos, and as shards of their frames in `folder`/frames."""
-    rng = np.random.default_rng(0)
-    for split, count in SPLITS.items():
-        for label in range(3):
-            target = folder / 'videos' / split / str(label)
-            target.mkdir(parents=True)
-            for index in range(count):
-                clip = rng.integers(0, 120, (6 + index, 24, 32, 3)) + COLOURS[label]
-                write_video(target / f'{index}.mp4', clip.astype(np.uint8))
-        pack(open_folder(str(folder / 'videos' / split)), folder / 'frames', split, num_shards=3, kind=FRAMES)
-
-
-def write_pixels(folder: Path) -> None:
-    """Noise with masks of three classes and with depths, in `folder`/pixels, as `folders` and `depth_folders`."""
-    rng = np.random.default_rng(0)
-    for split, count in SPLITS.items():
-        for kind, shape, (low, high), dtype in (
-                ('images', (24, 32, 3), (0, 256), np.uint8), ('masks', (24, 32), (0, 3), np.uint8),
-                ('depth', (24, 32), (500, 9000), np.uint16)):
-            target = folder / 'pixels' / kind / split
-            target.mkdir(parents=True)
-            for index in range(3 * count):
-                Image.fromarray(rng.integers(low, high, shape).astype(dtype)).save(target / f'{index}.png')
-    (folder / 'pixels/classes.txt').write_text('ground\nred\ngreen\n')
-
-
-def write_boxes(folder: Path) -> None:
-    """Noise with none, one or two squares of three colours, in `folder`/boxes, as `voc_boxes`."""
-    rng, colours = np.random.default_rng(0), ('red', 'green', 'blue')
-    for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-        (folder / 'boxes' / name).mkdir(parents=True)
-    (folder / 'boxes/classes.txt').write_text('\n'.join(colours))
-    for split, count in SPLITS.items():
-        names = [f'{split}_{index}' for index in range(3 * count)]
-        (folder / f'boxes/ImageSets/Main/{split}.txt').write_text('\n'.join(names))
-        for index, name in enumerate(names):
-            pixels, things = rng.integers(0, 120, (48, 64, 3)), []
-            for left in (0, 32)[:index % 3]:
-                label, side = int(rng.integers(3)), int(rng.integers(12, 27))
-                pixels[:side, left:left + side] += COLOURS[label]
-                things.append((colours[label], left, 0, left + side, side))
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f'boxes/JPEGImages/{name}.jpg')
-            (folder / f'boxes/Annotations/{name}.xml').write_text(voc_xml(f'{name}.jpg', 64, 48, things))
-
-
-def write_tags(folder: Path) -> None:
-    """Noise in none to three colours, in `folder`/tags, with texts of their names beside it."""
-    rng, colours = np.random.default_rng(0), np.array(['red', 'green', 'blue'])
-    for split, count in SPLITS.items():
-        (folder / 'tags' / split).mkdir(parents=True)
-        for index in range(3 * count):
-            has = rng.random(3) < 0.5
-            pixels = rng.integers(0, 120, (24, 24, 3)) + COLOURS[has].sum(0)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f'tags/{split}/{index}.png')
-            (folder / f'tags/{split}/{index}.txt').write_text('\n'.join(colours[has]))
+    data: str
 
 
 ANY = [
@@ -140,19 +30,19 @@ VIDEOS = [
     *CLASSES, '--model', 'resnetrs3d', '--img-size', '24', '--task', 'video', '--num-frames', '6', '--color-jitter',
     '0', '--train-interpolation', 'bilinear', '--mean', '0', '--std', '1']
 KINDS = {  # each has a run of its own that is left alone
-    'folder': Kind([*IMAGES, '--workers', '0'], write_images),
-    'workers': Kind([*IMAGES, '--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'], write_images),
-    'shards': Kind([*IMAGES, '--workers', '0', '--dataset', 'wds/data', *BFLOAT16], write_images),
-    'pseudo': Kind([*IMAGES, '--workers', '2', '--pseudo-dir', '{}/labels', '--batch-size', '8'], write_images),
+    'folder': Kind([*IMAGES, '--workers', '0'], 'images'),
+    'workers': Kind([*IMAGES, '--workers', '2', '--grad-accum-steps', '4', '--sched-on-updates'], 'images'),
+    'shards': Kind([*IMAGES, '--workers', '0', '--dataset', 'wds/data', *BFLOAT16], 'images'),
+    'pseudo': Kind([*IMAGES, '--workers', '2', '--pseudo-dir', '{}/labels', '--batch-size', '8'], 'images'),
     'tags': Kind([*IMAGES, '--workers', '2', '--task', 'multilabel', '--loss', 'asymmetric', '--grad-accum-steps', '2',
-                  '--data-dir', '{}/tags', *BFLOAT16], write_tags),
+                  '--data-dir', '{}/tags', *BFLOAT16], 'tags'),
     'segmentation': Kind([*PIXELS, '--workers', '2', '--task', 'segmentation', '--dataset', 'folders', '--decoder',
-                          'fused', '--grad-accum-steps', '2', *BFLOAT16], write_pixels),
-    'depth': Kind([*PIXELS, '--workers', '0', '--task', 'depth', '--dataset', 'depth_folders'], write_pixels),
-    'faster_rcnn': Kind([*BOXES, '--workers', '0'], write_boxes),
+                          'fused', '--grad-accum-steps', '2', *BFLOAT16], 'pixels'),
+    'depth': Kind([*PIXELS, '--workers', '0', '--task', 'depth', '--dataset', 'depth_folders'], 'pixels'),
+    'faster_rcnn': Kind([*BOXES, '--workers', '0'], 'boxes'),
     'retinanet': Kind([*BOXES, '--workers', '2', '--detector', 'retinanet', '--grad-accum-steps', '2', *BFLOAT16],
-                      write_boxes),
-    'videos': Kind([*VIDEOS, '--workers', '2', '--data-dir', '{}/videos'], write_videos),
+                      'boxes'),
+    'videos': Kind([*VIDEOS, '--workers', '2', '--data-dir', '{}/videos'], 'videos'),
     'frames': Kind([*VIDEOS, '--workers', '0', '--data-dir', '{}/frames', '--eval-clips', '2', '--eval-crops', '3',
-                    '--grad-accum-steps', '2', *BFLOAT16], write_videos),
+                    '--grad-accum-steps', '2', *BFLOAT16], 'videos'),
 }

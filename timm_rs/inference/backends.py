@@ -20,6 +20,7 @@ from torch import nn
 from timm_rs.containers.programs import load_onnx
 from timm_rs.errors import UserError, first_line
 from timm_rs.inference.fold import fold_batch_norm
+from timm_rs.inference.options import BACKENDS
 from timm_rs.models.layers_3d import channels_last_layout
 
 Runner: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -44,7 +45,7 @@ def inference_backends(
     if unknown := [name for name in wanted if name not in BACKENDS]:
         raise UserError(f'unknown back-end {unknown[0]}: there are {", ".join(BACKENDS)}')
     model = copy.deepcopy(model).eval()
-    return {name: BACKENDS[name](model, images, images if calibration is None else calibration) for name in wanted}
+    return {name: RUNNERS[name](model, images, images if calibration is None else calibration) for name in wanted}
 
 
 def is_available(name: str, device: torch.device) -> bool:
@@ -245,19 +246,9 @@ def openvino_has_bf16() -> bool:
     return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
-BACKENDS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], Runner]] = {
-    'eager': _eager,  # as it is
-    'channels_last': _channels_last,
-    'folded': _folded,  # batch norm in the convolutions, channels last; so are all that follow
-    'folded_bf16': _folded_bf16,
-    'compiled': _compiled,
-    'compiled_bf16': _compiled_bf16,
-    'onnxruntime': _onnxruntime,
-    'onnxruntime_int8': _onnxruntime_int8,
-    'openvino': _openvino,
-    'openvino_bf16': _openvino_bf16,
-    'openvino_int8': _openvino_int8,
-}
+RUNNERS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], Runner]] = dict(zip(BACKENDS, (
+    _eager, _channels_last, _folded, _folded_bf16, _compiled, _compiled_bf16, _onnxruntime, _onnxruntime_int8,
+    _openvino, _openvino_bf16, _openvino_int8), strict=True))
 
 
 # ---- packages that are not always there -------------------------------------------------------------------------

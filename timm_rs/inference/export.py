@@ -32,6 +32,7 @@ from timm_rs.inference.backends import (
     to_program,
 )
 from timm_rs.inference.fold import fold_batch_norm
+from timm_rs.inference.options import SUFFIXES
 from timm_rs.inference.source import Source
 from timm_rs.models.resnet_rs_3d import clip_shape
 from timm_rs.recipe.knobs import FIELDS, Recipe
@@ -40,8 +41,6 @@ from timm_rs.tasks import create_task
 from timm_rs.tasks.multilabel import Multilabel
 from timm_rs.tasks.video import Video, as_views
 
-SUFFIXES = {'torch_export': '.pt2', 'onnx': '.onnx', 'openvino': '.xml'}
-PRECISIONS = ('fp32', 'bf16', 'int8')
 TOLERANCE = 1e-4  # of fp32 logits, relative to the largest
 KEY = 'timm_rs'  # under which the file keeps what it is
 IMPOSSIBLE = {

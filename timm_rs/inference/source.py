@@ -1,7 +1,6 @@
 """A model for use, by whatever people call it: a run, a checkpoint, a folder for timm, a name of timm or the Hub."""
 
 import dataclasses
-from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import timm
 from timm_rs.data.class_names import names_of_timm_model
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
-from timm_rs.recipe.command_line import KeyValues, at_least
 from timm_rs.recipe.declaring import nearest
-from timm_rs.recipe.foreign import TRUST_HELP
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.recipe.reading import read_file
 from timm_rs.tasks import create_task
@@ -22,8 +19,6 @@ from timm_rs.training.build import build_model, has_fixed_size
 from timm_rs.training.pretrained import problem_type
 from timm_rs.training.trained import read_run, taken_recipe
 
-MODEL_HELP = ("a run's folder (its best) or checkpoint, a folder with a config.json, or a name of timm's, with "
-              'tag, hf-hub: or local-dir:')
 SCHEMES = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
 
@@ -91,23 +86,6 @@ def open_model(
         data_config = _resized(source, model, own, img_size)
     names = names_of_timm_model(model) if pretrained else None
     return Source(source.removeprefix('local-dir:'), model.eval(), recipe, data_config, names)
-
-
-def add_model_arguments(parser: ArgumentParser, pretrained: bool = False, exports: bool = False) -> None:
-    """The arguments of `open_model` on a command line; `pretrained` models need no such flag then."""
-    parser.add_argument(
-        'model', metavar='MODEL', help=MODEL_HELP + ('; or a file of tools/export.py' if exports else ''))
-    if pretrained:
-        parser.set_defaults(pretrained=True)
-    else:
-        parser.add_argument('--pretrained', action='store_true', help="timm's names: with the published weights")
-    parser.add_argument('--num-classes', type=at_least(1), metavar='N', help="timm's names: classes [of the model]")
-    parser.add_argument('--model-kwargs', nargs='+', action=KeyValues, metavar='KEY=VALUE',
-                        help="timm's names: more arguments, e.g. depth=26 width=0.25")
-    parser.add_argument('--img-size', type=at_least(1, 16384), metavar='N',
-                        help='pixels of a side [as the model was evaluated]')
-    parser.add_argument('--weights', choices=('ema', 'raw'), help='runs: averaged (where there are) or as trained')
-    parser.add_argument('--trust', action='store_true', help=f'runs: {TRUST_HELP}')
 
 
 def _resized(source: str, model: Any, data_config: dict[str, Any], img_size: int | None) -> dict[str, Any]:

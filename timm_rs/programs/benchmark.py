@@ -20,31 +20,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-
-import timm_rs  # noqa: F401  (registers the models)
-from timm_rs.benchmark.clip_loaders import clip_table, run_clip_loaders
-from timm_rs.benchmark.loaders import loader_table, run_loaders
-from timm_rs.benchmark.models import (
+from timm_rs.benchmark.points import (
     BOTH_TABLES,
     FIGURE_5,
     PAPERS_BATCH_SIZE,
     PAPERS_IMAGES,
+    PARTS,
     TABLE_3,
     TABLE_7,
-    Protocol,
-    inference_setups,
-    measure_models,
-    model_table,
-    remaining,
-    training_setups,
 )
-from timm_rs.benchmark.startup import run_startup, startup_table
-from timm_rs.benchmark.step_process import PARTS, check_model
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import append_rows, check_writable
-from timm_rs.inference.backends import BACKENDS
+from timm_rs.inference.options import BACKENDS
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tasks import add_task_arguments, find_task
@@ -109,8 +96,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
                             'ResNets, RMSProp for EfficientNets, with averaging]')
     parser.add_argument('--precision', choices=('fp32', 'bf16', *(['int8'] if work == 'infer' else [])),
                         default='fp32', help='of what is measured [fp32]')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='cuda, cuda:N or cpu [cuda where there is one]')
+    parser.add_argument('--device', metavar='D', help='cuda, cuda:N or cpu [cuda where there is one]')
     parser.add_argument('--batch-size', default='auto', metavar='N|auto',
                         help='auto: halved until it fits into memory, as in the paper [auto]')
     parser.add_argument('--start-batch-size', type=int, default=PAPERS_BATCH_SIZE, metavar='N',
@@ -124,11 +110,23 @@ def add_model_arguments(parser: argparse.ArgumentParser, work: str) -> None:
 
 
 def benchmark_models(arguments: Any) -> None:
-    images = arguments.images
+    import torch
+
+    from timm_rs.benchmark.models import (
+        Protocol,
+        inference_setups,
+        measure_models,
+        model_table,
+        remaining,
+        training_setups,
+    )
+    device, images = arguments.device, arguments.images
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if images is None:
-        images = PAPERS_IMAGES if arguments.device.startswith('cuda') else 0
-    if not re.fullmatch(r'cpu|cuda(:\d+)?', arguments.device):
-        raise UserError(f'unknown device {arguments.device}: use cpu, cuda or cuda:N')
+        images = PAPERS_IMAGES if device.startswith('cuda') else 0
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', device):
+        raise UserError(f'unknown device {device}: use cpu, cuda or cuda:N')
     search = arguments.batch_size == 'auto'
     batch_size = str(arguments.start_batch_size if search else arguments.batch_size)
     if not batch_size.isdigit() or min(int(batch_size), arguments.rounds) < 1 or images < 0:
@@ -137,10 +135,10 @@ def benchmark_models(arguments: Any) -> None:
         point if '@' in point else f'{point}@{default_size(point)}' for point in arguments.models))]
     unmeasured, warnings, asked = [], [], 0
     for names in arguments.setups or [None]:
-        setups = (inference_setups(names, arguments.precision, arguments.device) if arguments.command == 'infer'
+        setups = (inference_setups(names, arguments.precision, device) if arguments.command == 'infer'
                   else training_setups(names, arguments.precision))
         protocol = Protocol(arguments.command, setups, int(batch_size), search, images, arguments.rounds,
-                            arguments.device, getattr(arguments, 'recipe', ''))
+                            device, getattr(arguments, 'recipe', ''))
         left = remaining(groups, protocol, arguments.csv if arguments.resume else None)
         unmeasured += [(group, protocol) for group in left]
         warnings.append(protocol.warning())
@@ -157,6 +155,9 @@ def benchmark_models(arguments: Any) -> None:
 
 def default_size(model: str) -> int:
     """Pixels at which timm's configuration of `model` is trained."""
+    import timm
+
+    from timm_rs.benchmark.step_process import check_model
     check_model(model)
     return int(timm.get_pretrained_cfg(model).input_size[-1])
 
@@ -168,9 +169,11 @@ def run_loader_command(recipe: Recipe, arguments: Any) -> None:
     if min(images, arguments.rounds) < 1:
         raise UserError('--images and --rounds must be at least 1')
     if task.is_of_videos:
+        from timm_rs.benchmark.clip_loaders import clip_table, run_clip_loaders
         rows = run_clip_loaders(recipe, images, arguments.rounds)
         table = clip_table(rows)
     else:
+        from timm_rs.benchmark.loaders import loader_table, run_loaders
         rows, decoding = run_loaders(recipe, images, arguments.rounds, packed=not arguments.no_pack)
         table = loader_table(rows, decoding)
     print(f'{recipe.model} at {rows[0]["img_size"]} px, {rows[0]["workers"]} workers, {images} {noun} per turn, '
@@ -181,6 +184,7 @@ def run_loader_command(recipe: Recipe, arguments: Any) -> None:
 
 
 def run_startup_command(arguments: Any) -> None:
+    from timm_rs.benchmark.startup import run_startup, startup_table
     if min(*arguments.images, arguments.folders, arguments.workers, arguments.rounds) < 1:
         raise UserError('--images, --folders, --workers and --rounds must be at least 1')
     if arguments.folder and not arguments.folder.is_dir():

@@ -2,17 +2,6 @@
 import argparse
 
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.models.resnet_rs_3d import FIXED_NAMES
-from timm_rs.publish.convert import (
-    average_distance,
-    create_point,
-    load_official_weights,
-    logit_range,
-    open_checkpoint,
-    save_for_timm,
-)
-from timm_rs.publish.convert_3d import create_network
-from timm_rs.publish.folder import check_output
 from timm_rs.recipe.command_line import Parser
 
 EXAMPLE = """example:
@@ -44,6 +33,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from timm_rs.models.resnet_rs_3d import FIXED_NAMES
+    from timm_rs.publish.convert import (
+        average_distance,
+        create_point,
+        load_official_weights,
+        logit_range,
+        open_checkpoint,
+        save_for_timm,
+    )
+    from timm_rs.publish.convert_3d import create_network
+    from timm_rs.publish.folder import check_output
     check_output(args.output)
     is_for_clips = args.model in FIXED_NAMES
     if is_for_clips and args.tag:

@@ -3,18 +3,17 @@ import random
 import sys
 from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-import timm_rs  # noqa: F401  (registers the models)
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.inference.backends import openvino_has_bf16
-from timm_rs.inference.export import PRECISIONS, SUFFIXES, check_request, export_model
-from timm_rs.inference.predict import find_images, load_images
-from timm_rs.inference.source import Source, add_model_arguments, open_model
-from timm_rs.models.resnet_rs_3d import clip_shape
+from timm_rs.inference.options import PRECISIONS, SUFFIXES, add_model_arguments
 from timm_rs.recipe.command_line import Parser
 from timm_rs.tasks import check_of_images, find_task
+
+if TYPE_CHECKING:
+    import torch
+
+    from timm_rs.inference.source import Source
 
 EXAMPLE = """examples:
   python tools/export.py output/train/NAME --format onnx --output digits.onnx
@@ -46,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: Namespace) -> None:
+    from timm_rs.inference.backends import openvino_has_bf16
+    from timm_rs.inference.export import check_request, export_model
+    from timm_rs.inference.source import open_model
     check_request(args.output, args.format, args.precision)
     for name in ('batch_size', 'calibration_images', 'img_size'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -66,8 +68,12 @@ def run(args: Namespace) -> None:
             print('this processor has no bf16, so only the weights were rounded; compare again where it will run')
 
 
-def choose_images(args: Namespace, source: Source) -> tuple[torch.Tensor | None, torch.Tensor, str]:
+def choose_images(args: Namespace, source: 'Source') -> 'tuple[torch.Tensor | None, torch.Tensor, str]':
     """Images to calibrate with (for int8), others to compare with, and what they are."""
+    import torch
+
+    from timm_rs.inference.predict import find_images, load_images
+    from timm_rs.models.resnet_rs_3d import clip_shape
     num_calibrating, num_checking = 0, max(args.batch_size or 2, 8 if args.precision == 'fp32' else 64)
     if args.precision == 'int8':
         num_calibrating = args.calibration_images if args.calibration else 32

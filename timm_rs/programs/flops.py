@@ -6,17 +6,16 @@ import difflib
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import timm
-import torch
 from tqdm import tqdm
 
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import atomic_write
-from timm_rs.models import PAPER_POINTS
-from timm_rs.models.complexity import Complexity, measure_complexity
 from timm_rs.recipe.command_line import Parser
+
+if TYPE_CHECKING:
+    from timm_rs.models.complexity import Complexity
 
 COLUMNS = ('model', 'img_size', 'params_m', 'gmacs', 'gflops', 'macts')
 EXAMPLE = """example:
@@ -43,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from timm_rs.models import PAPER_POINTS
     size = {name: value for name in ('depth', 'width') if (value := getattr(args, name)) is not None}
     names = args.models or list(PAPER_POINTS)
     if args.img_size is not None and args.img_size < 1:
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_names(names: list[str]) -> None:
+    import timm
     known = set(timm.list_models()) | set(timm.list_models(include_tags=True))
     for name in names:
         if name not in known:
@@ -92,8 +93,12 @@ def csv_or_user_error(path: str) -> Iterator[IO[Any]]:
         raise UserError(f'--csv {path}: {error.strerror}') from None
 
 
-def count(name: str, img_size: int | None, size: dict[str, Any], num_frames: int | None) -> tuple[Complexity, str]:
+def count(name: str, img_size: int | None, size: dict[str, Any], num_frames: int | None) -> 'tuple[Complexity, str]':
     """The cost of model `name`, and the size of the images or clips that it was counted at."""
+    import timm
+    import torch
+
+    from timm_rs.models.complexity import measure_complexity
     takes_clips = timm.models.is_model_in_modules(name.partition('.')[0], ['resnet_rs_3d'])
     cfg = timm.models.get_pretrained_cfg(name)
     fixed = {'img_size': img_size} if img_size and cfg and cfg.fixed_input_size else {}

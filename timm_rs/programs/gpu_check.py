@@ -16,8 +16,6 @@ import math
 import os
 from pathlib import Path
 
-import torch
-
 from timm_rs.benchmark.gpu_check import PARTS, Settings, check, prepare_output, scratch_folder
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import CHECKOUT
@@ -45,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.timm_train and not arguments.timm_train.is_file():
             raise UserError(f'--timm-train {arguments.timm_train}: no such file; it is beside the package of timm, in '
                             'its repository')
+        import torch
         if not arguments.dry_run and not torch.cuda.is_available():
             raise UserError('torch sees no CUDA GPU here; --dry-run runs every part in small on the CPU')
         output = prepare_output(arguments.output)

@@ -1,9 +1,6 @@
 """Write the file names of minival, the 2 % of the training images that hyper-parameters are chosen on."""
 import os
 
-from timm_rs.data.datasets import create_datasets
-from timm_rs.data.minival import SOURCE_SPLIT, split_minival
-from timm_rs.data.samples import as_samples
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import atomic_write
 from timm_rs.recipe.command_line import Parser
@@ -31,6 +28,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(data_dir: str, dataset: str, output: str, seed: int) -> None:
+    from timm_rs.data.datasets import create_datasets
+    from timm_rs.data.minival import SOURCE_SPLIT, split_minival
+    from timm_rs.data.samples import as_samples
     recipe = Recipe(data_dir=data_dir, dataset=dataset, train_split=SOURCE_SPLIT, val_split='')
     training, _, _ = create_datasets(recipe)
     samples = as_samples(training)

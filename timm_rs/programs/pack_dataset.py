@@ -5,18 +5,15 @@ DST/bad_samples.csv.
 """
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES, create_datasets, open_split
-from timm_rs.data.listing import summary
-from timm_rs.data.samples import Samples, as_samples
-from timm_rs.data.shards.encoding import FRAMES, IMAGES, OF_IMAGES, RAW, VIDEOS
-from timm_rs.data.shards.packing import pack, verify
-from timm_rs.data.shards.raw_size import QUALITY, check_disk, in_words, raw_size
-from timm_rs.data.videos import LISTS, open_video_split
 from timm_rs.data.workers import num_cores
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe.command_line import Parser, at_least
 from timm_rs.recipe.knobs import Recipe
+
+if TYPE_CHECKING:
+    from timm_rs.data.samples import Samples
 
 EXAMPLE = """examples:
   python tools/pack_dataset.py imagenet packed --short-side 288      a folder with train/ and validation/
@@ -68,6 +65,10 @@ def run(args: Namespace) -> None:
         raise UserError('--raw is for images: leave it out for videos, whose frames --frames stores as JPEGs')
     if args.raw and args.quality is not None:
         raise UserError(f'--quality {args.quality} is of JPEGs, and --raw stores none: give one of the two')
+    from timm_rs.data.listing import summary
+    from timm_rs.data.shards.encoding import FRAMES, IMAGES, OF_IMAGES, RAW, VIDEOS
+    from timm_rs.data.shards.packing import pack, verify
+    from timm_rs.data.shards.raw_size import QUALITY, check_disk, in_words, raw_size
     destination = args.destination or args.source
     kind = FRAMES if args.frames else VIDEOS if args.videos else RAW if args.raw else IMAGES
     quality = QUALITY if args.quality is None else args.quality
@@ -94,8 +95,11 @@ def run(args: Namespace) -> None:
         print(f'{destination}: {num_shards} shards, {in_words(num_bytes)}, all as they were written')
 
 
-def open_source(args: Namespace) -> dict[str, Samples]:
+def open_source(args: Namespace) -> 'dict[str, Samples]':
     """The samples of each split that is asked for."""
+    from timm_rs.data.datasets import create_datasets, open_split
+    from timm_rs.data.samples import as_samples
+    from timm_rs.data.videos import open_video_split
     open_one = open_video_split if args.videos or args.frames else open_split
     train, validation = (None, None) if args.split else present_splits(args)
     if not (train and validation):
@@ -111,6 +115,8 @@ def open_source(args: Namespace) -> dict[str, Samples]:
 
 def present_splits(args: Namespace) -> tuple[str | None, str | None]:
     """train and validation, or None for the one that the folder lacks; a named dataset is taken to have both."""
+    from timm_rs.data.datasets import TRAIN_NAMES, VALIDATION_NAMES
+    from timm_rs.data.videos import LISTS
     def is_there(names: tuple[str, ...]) -> bool:
         suffixes = ('', '.tar', *(LISTS if args.videos or args.frames else ()))
         paths = (Path(args.source, name + suffix) for name in names for suffix in suffixes)

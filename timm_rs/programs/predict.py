@@ -5,21 +5,21 @@ Exit status: 0 when all of them are good, 1 when some cannot be used (they are n
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-import timm_rs  # noqa: F401  (registers the models)
 from timm_rs.data.workers import num_cores
-from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import write_csv
-from timm_rs.inference.export import SUFFIXES, as_source, open_export
-from timm_rs.inference.pictures import draw_images, draw_strip
-from timm_rs.inference.predict import Prediction, find_images, predict
-from timm_rs.inference.source import Source, add_model_arguments, open_model
+from timm_rs.inference.options import SUFFIXES, add_model_arguments
 from timm_rs.recipe.command_line import Parser
 from timm_rs.tasks import find_task
+
+if TYPE_CHECKING:
+    from timm_rs.device.torch_device import Device
+    from timm_rs.inference.predict import Prediction
+    from timm_rs.inference.source import Source
 
 COLUMNS = ('rank', 'class_index', 'class_name', 'probability')
 EXAMPLE = """examples:
@@ -59,6 +59,11 @@ def run(args: Namespace) -> int:
         raise UserError('--top-k and --batch-size must be at least 1, --workers 0 or more')
     if args.csv and not args.csv.parent.is_dir():
         raise UserError(f'--csv {args.csv}: there is no folder {args.csv.parent}')
+    from timm_rs.device.torch_device import Device
+    from timm_rs.inference.export import as_source, open_export
+    from timm_rs.inference.pictures import draw_strip
+    from timm_rs.inference.predict import find_images, predict
+    from timm_rs.inference.source import open_model
     device = Device(args.device or 'cuda', fall_back=not args.device)
     fixed: Any = 'batch'
     if Path(args.model).suffix in SUFFIXES.values():
@@ -94,8 +99,9 @@ def run(args: Namespace) -> int:
     return num_bad
 
 
-def draw(args: Namespace, source: Source, images: list[str], device: Device) -> int:
+def draw(args: Namespace, source: 'Source', images: list[str], device: 'Device') -> int:
     """The number of images that cannot be used; pictures of the others."""
+    from timm_rs.inference.pictures import draw_images
     if args.csv:
         raise UserError('--csv is for classes of images; pictures of what a network says of pixels and boxes go to '
                         '--pictures')
@@ -106,7 +112,7 @@ def draw(args: Namespace, source: Source, images: list[str], device: Device) -> 
     return num_bad
 
 
-def say(prediction: Prediction, min_score: float) -> None:
+def say(prediction: 'Prediction', min_score: float) -> None:
     classes = ', '.join(f'{found.name} {100 * found.probability:.1f} %' for found in prediction.classes
                         ) or f'no class of {100 * min_score:g} % or more'
     say_line(f'{prediction.image}: {prediction.problem or classes}', bool(prediction.problem))

@@ -8,16 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from timm_rs.data.pool import open_pool
-from timm_rs.data.pseudo_labels import SELECTION
-from timm_rs.device import create_device
 from timm_rs.errors import UserError, exit_on_user_error
-from timm_rs.inference.source import open_model
-from timm_rs.labelling.label import describe, label_pool, open_excluded
-from timm_rs.labelling.selection import select, warnings_of
-from timm_rs.labelling.teacher import Teacher
 from timm_rs.recipe.command_line import Parser, at_least
 from timm_rs.tasks import check_of_images, find_task
 
@@ -76,6 +67,14 @@ def _add_select(parser: argparse.ArgumentParser) -> None:
 
 
 def run_label(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from timm_rs.data.pool import open_pool
+    from timm_rs.data.pseudo_labels import SELECTION
+    from timm_rs.device import create_device
+    from timm_rs.inference.source import open_model
+    from timm_rs.labelling.label import describe, label_pool, open_excluded
+    from timm_rs.labelling.teacher import Teacher
     source = open_model(arguments.teacher, pretrained=True, img_size=arguments.img_size)
     check_of_images(source.recipe.task, 'pseudo-labelling')
     task = find_task(source.recipe.task)
@@ -118,6 +117,7 @@ def run_select(arguments: argparse.Namespace) -> None:
 def select_and_show(folder: Path, min_confidence: float = MIN_CONFIDENCE, per_class: int | None = None, seed: int = 0,
                     keep_leaks: bool = False) -> int:
     """Select, show what that gives of each class, and return how many entries it has."""
+    from timm_rs.labelling.selection import select, warnings_of
     rows = select(folder, min_confidence, per_class, seed, keep_leaks)
     print_table(rows)
     for warning in warnings_of(rows):

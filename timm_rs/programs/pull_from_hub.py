@@ -1,6 +1,5 @@
 """Fetch a model from the Hugging Face Hub into a folder, and check every file against the Hub's digests."""
 from timm_rs.errors import exit_on_user_error
-from timm_rs.publish.pull import pull
 from timm_rs.recipe.command_line import Parser
 
 EXAMPLE = """example:
@@ -18,6 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--output', required=True, metavar='DIR', help='a new folder')
     args = parser.parse_args(argv)
     with exit_on_user_error():
+        from timm_rs.publish.pull import pull
         commit, files = pull(args.name, args.output)
         for file in files:
             kind = 'sha256' if len(file.digest) == 64 else 'git-sha1'

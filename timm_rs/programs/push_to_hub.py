@@ -4,13 +4,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from timm_rs.errors import exit_on_user_error
-from timm_rs.publish.folder import CARD, CONFIG, write_folder
-from timm_rs.publish.push import push
-from timm_rs.publish.repository import check_repo_id, local_files
+from timm_rs.publish.repository import CARD, CONFIG, check_repo_id, local_files
 from timm_rs.recipe.command_line import Parser
 from timm_rs.recipe.foreign import TRUST_HELP
 from timm_rs.tasks import check_of_images
-from timm_rs.training.trained import read_run
 
 EXAMPLE = """example:
   python tools/push_to_hub.py output/train/NAME --repo-id org/name --dry-run
@@ -42,6 +39,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: Namespace) -> None:
+    from timm_rs.publish.folder import write_folder
+    from timm_rs.publish.push import push
+    from timm_rs.training.trained import read_run
     check_repo_id(args.repo_id)
     trained = read_run(args.source, args.weights, args.trust)
     check_of_images(trained.recipe.task, 'publishing')

@@ -8,6 +8,7 @@ import contextlib
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -15,15 +16,13 @@ from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import make_folder
 from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser, at_least
-from timm_rs.scaling.collect import describe, step_times, write_results
-from timm_rs.scaling.findings import report, write_family
-from timm_rs.scaling.jobs import Engine, Job, Outcome, Pool, Signals, environments, run_jobs
-from timm_rs.scaling.plan import Planned, create_plan, table, write_plan
 from timm_rs.scaling.points import Point, create_points
-from timm_rs.scaling.ray_engine import RayPool
-from timm_rs.scaling.runs import create_jobs, problem_of, strangers
 from timm_rs.scaling.study_file import find_study, read_study
 from timm_rs.study.results import COSTS
+
+if TYPE_CHECKING:
+    from timm_rs.scaling.jobs import Engine, Job, Outcome
+    from timm_rs.scaling.plan import Planned
 
 PLAN_EXAMPLE = """example:
   python tools/scaling.py plan studies/paper.yaml --flops-per-second 4e14
@@ -92,6 +91,8 @@ def _add_family(parser: argparse.ArgumentParser) -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
+    from timm_rs.scaling.collect import describe, step_times
+    from timm_rs.scaling.plan import table
     rate = arguments.flops_per_second
     if rate is not None and not 0 < rate < float('inf'):
         raise UserError(f'--flops-per-second must be a positive number such as 4e14, got {rate}')
@@ -106,10 +107,12 @@ def run_plan(arguments: argparse.Namespace) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> None:
+    from timm_rs.scaling.findings import report
     print('\n'.join(report(*_opened(arguments), arguments.cost)))
 
 
 def run_family(arguments: argparse.Namespace) -> None:
+    from timm_rs.scaling.findings import write_family
     print('\n'.join(write_family(*_opened(arguments), arguments.budgets, arguments.cost)))
 
 
@@ -121,21 +124,25 @@ def _opened(arguments: argparse.Namespace) -> tuple[Path, list[Point]]:
     return (arguments.output or Path('output/studies', path.stem)).absolute(), points
 
 
-def _planned(arguments: argparse.Namespace) -> tuple[Path, list[Point], list[Planned]]:
+def _planned(arguments: argparse.Namespace) -> 'tuple[Path, list[Point], list[Planned]]':
+    from timm_rs.scaling.plan import create_plan, write_plan
     folder, points = _opened(arguments)
     plan = create_plan(points)
     write_plan(folder, plan)
     return folder, points, plan
 
 
-def _problems(folder: Path, plan: list[Planned]) -> dict[str, str]:
+def _problems(folder: Path, plan: 'list[Planned]') -> dict[str, str]:
     """What keeps a point from being trained, by its name: it cannot be built, or another recipe was trained there."""
+    from timm_rs.scaling.runs import problem_of
     found = {planned.point.name: planned.problem and f'{planned.point.name}: {planned.problem}'
              or problem_of(folder, planned.point) for planned in plan}
     return {name: problem for name, problem in found.items() if problem}
 
 
 def run_study(arguments: argparse.Namespace) -> None:
+    from timm_rs.scaling.collect import write_results
+    from timm_rs.scaling.runs import create_jobs, strangers
     folder, points, plan = _planned(arguments)
     problems = _problems(folder, plan)
     for line in problems.values():
@@ -163,8 +170,10 @@ def run_study(arguments: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def _run(jobs: list[Job], folder: Path, arguments: argparse.Namespace) -> tuple[int, list[Outcome]]:
+def _run(jobs: 'list[Job]', folder: Path, arguments: argparse.Namespace) -> 'tuple[int, list[Outcome]]':
     """Run the jobs by the engine that was asked for: the signal that stopped it, if any, and how each job ended."""
+    from timm_rs.scaling.jobs import Pool, Signals, environments, run_jobs
+    from timm_rs.scaling.ray_engine import RayPool
     engine: Engine = (RayPool(folder, arguments.at_once, arguments.address) if arguments.engine == 'ray' else
                       Pool(environments(arguments.at_once)))
     with contextlib.closing(engine), Signals(engine.stop) as signals:

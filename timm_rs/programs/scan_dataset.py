@@ -8,15 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from timm_rs.data.bad_samples import BadSamples
-from timm_rs.data.listing import summary
-from timm_rs.data.loader import num_workers
-from timm_rs.data.scanning import find_bad_images, open_splits
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.recipe.command_line import Parser, add_knob
 from timm_rs.recipe.knobs import FIELDS, Recipe
 from timm_rs.recipe.reading import DEFAULTS, check_value
-from timm_rs.transforms.create import create_limits
 
 LIMITS = 'max_image_pixels', 'max_image_scans', 'max_image_seconds'  # as in train.py
 EXAMPLE = """example:
@@ -57,6 +52,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_scan(recipe: Recipe, split: str | None, output: str | None, are_videos: bool = False) -> bool:
     """Print and collect the bad samples of a split (None: of all there are), and say whether there are none."""
+    from timm_rs.data.bad_samples import BadSamples
+    from timm_rs.data.listing import summary
+    from timm_rs.data.loader import num_workers
+    from timm_rs.data.scanning import find_bad_images, open_splits
+    from timm_rs.transforms.create import create_limits
     splits, missing = open_splits(recipe, split, are_videos)
     for error in missing:
         print(f'not scanned: {error}', file=sys.stderr)

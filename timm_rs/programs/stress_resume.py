@@ -31,15 +31,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
-from timm_rs.benchmark.stress_kinds import KINDS, write_data
+from timm_rs.benchmark.stress_kinds import KINDS
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import write_csv
 from timm_rs.programs import train
 from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser, at_least
-from timm_rs.training.checkpoint import BEST, LAST, read_checkpoint
 
 WAYS = ('kill', 'operation', 'worker', 'pause')
 OPERATIONS = ('fsync', 'replace', 'rename', 'link', 'unlink', 'remove', 'rmdir')  # of the module os
@@ -77,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--deterministic', action='store_true', help='as of train.py; GPUs need it to be equal')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row per trial')
     arguments = parser.parse_args(argv)
+    import torch
     torch.set_num_threads(1)  # threads do not survive a fork
     os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'  # CUDA neither, not even to be asked whether it is there
     if not hasattr(os, 'fork'):
@@ -94,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_trials(folder: Path, arguments: argparse.Namespace) -> list[Trial]:
+    from timm_rs.benchmark.stress_data import write_data
     write_data(folder, arguments.kinds)
     (folder / 'runs').mkdir()
     options = ['--device', arguments.device, *['--deterministic'] * arguments.deterministic]
@@ -283,6 +282,7 @@ def end_as_program(work: Callable[[], object]) -> NoReturn:
 
 def difference(whole: Path, part: Path) -> str:
     """Where two runs differ first, or nothing."""
+    from timm_rs.training.checkpoint import BEST, LAST, read_checkpoint
     if (whole / 'summary.csv').read_bytes() != (part / 'summary.csv').read_bytes():
         return 'summary.csv'
     for name in (LAST, BEST):
@@ -295,6 +295,7 @@ def difference(whole: Path, part: Path) -> str:
 
 def first_difference(first: Any, second: Any) -> str | None:
     """The path to the first of nested values that is not the same, to the bit."""
+    import torch
     if isinstance(first, torch.Tensor):
         return None if isinstance(second, torch.Tensor) and torch.equal(first, second) else ' '
     if isinstance(first, dict | list) and type(first) is type(second) and len(first) == len(second):

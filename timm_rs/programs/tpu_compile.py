@@ -23,8 +23,6 @@ from timm_rs.progress import track
 from timm_rs.recipe.command_line import Parser, add_recipe_arguments, resolve
 from timm_rs.recipe.knobs import Recipe
 from timm_rs.tpu.chips import TPUS, find_tpu
-from timm_rs.tpu.compiler import Compiler
-from timm_rs.tpu.report import KIND, compare_with_table_3, create_row, in_words, table_3_recipes
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(arguments: Any) -> None:
+    from timm_rs.tpu.compiler import Compiler
+    from timm_rs.tpu.report import KIND, compare_with_table_3, create_row, in_words
     if not arguments.tpu and not arguments.compare_table3:
         raise UserError(f'--tpu is missing: it takes {", ".join(TPUS)}')
     tpu = find_tpu(arguments.tpu or 'v3')
@@ -72,4 +72,5 @@ def choose_recipes(arguments: Any) -> dict[str, Recipe]:
     recipe, sources = resolve(arguments)
     if not arguments.compare_table3:
         return {recipe.model: recipe}
+    from timm_rs.tpu.report import table_3_recipes
     return table_3_recipes(32 if sources['batch_size'] == 'default' else recipe.batch_size)

@@ -2,13 +2,11 @@
 from argparse import Namespace
 from pathlib import Path
 
-import timm_rs  # noqa: F401  (registers the models)
 from timm_rs.errors import UserError, exit_on_user_error
 from timm_rs.files import write_csv
 from timm_rs.recipe.command_line import Parser
 from timm_rs.study.picture import check_format
 from timm_rs.study.transfer import Outcome, create_table, draw, markdown, notes, rows_of
-from timm_rs.training.outcome import read_outcome
 
 EXAMPLE = """examples:
   python tools/transfer_table.py output/train/voc-* output/train/cifar-*
@@ -48,5 +46,6 @@ def run(args: Namespace) -> None:
 
 def outcome_of(word: str) -> Outcome:
     """Of RUN, or of NAME=RUN."""
+    from timm_rs.training.outcome import read_outcome
     name, equals, path = word.partition('=')
     return read_outcome(Path(word)) if not equals or Path(word).exists() else read_outcome(Path(path), name)

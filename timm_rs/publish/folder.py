@@ -18,12 +18,10 @@ from timm_rs.files import atomic_folder, read_json
 from timm_rs.models.resnet_rs import LAYERS, ResNetRS
 from timm_rs.models.resnet_rs_3d import ResNetRS3d, clip_shape
 from timm_rs.publish.card import dataset_name, model_card, package_of, public_recipe
+from timm_rs.publish.repository import CARD, CONFIG
 from timm_rs.recipe.reading import to_yaml
 from timm_rs.tasks.multilabel import PROBLEM_TYPE
 from timm_rs.training.trained import Trained
-
-CARD, CONFIG = 'README.md', 'config.json'
-
 
 # ---- under timm's own name --------------------------------------------------------------------------------------
 

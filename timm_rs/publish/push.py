@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm_rs.errors import UserError
-from timm_rs.publish.folder import CARD, CONFIG
 from timm_rs.publish.network import LOGIN, connect, in_plain_words, patiently
-from timm_rs.publish.repository import File, check_repo_id, digest, files_of, local_paths, read_json
+from timm_rs.publish.repository import CARD, CONFIG, File, check_repo_id, digest, files_of, local_paths, read_json
 from timm_rs.training.trained import MEASURED
 
 

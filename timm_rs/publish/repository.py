@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from timm_rs.errors import UserError
 from timm_rs.publish.network import CHUNK, READ_TIMEOUT
 
+CARD, CONFIG = 'README.md', 'config.json'
+
 
 class File(NamedTuple):
     """A file of a repository: path with slashes, size in bytes, and the digest by which the Hub knows it.

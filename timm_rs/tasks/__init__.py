@@ -2,18 +2,21 @@
 
 import argparse
 import importlib
+from typing import TYPE_CHECKING
 
 from timm_rs.errors import UserError
 from timm_rs.recipe.command_line import add_knob
 from timm_rs.recipe.declaring import RecipeError, nearest
 from timm_rs.recipe.knobs import Recipe, fields_of
 from timm_rs.recipe.reading import read_file
-from timm_rs.tasks.task import Task
+
+if TYPE_CHECKING:  # options are there without torch
+    from timm_rs.tasks.task import Task
 
 TASKS = ('classification', 'segmentation', 'depth', 'detection', 'video', 'multilabel')
 
 
-def create_task(recipe: Recipe, sources: dict[str, str] | None = None) -> Task:
+def create_task(recipe: Recipe, sources: dict[str, str] | None = None) -> 'Task':
     """The task of a recipe, of which `sources` says where its values are from.
 
     Raises UserError as `find_task` does, and for what the task does not have.
@@ -34,7 +37,7 @@ def check_of_images(name: str, what: str) -> None:
                         f'says it of {parts}; tools/predict.py draws what it says')
 
 
-def find_task(name: str) -> type[Task]:
+def find_task(name: str) -> 'type[Task]':
     """The task in a file of this folder, or `module:Class` for one of somebody else's.
 
     Raises UserError for a name that is neither.
@@ -61,7 +64,10 @@ def add_task_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) 
     except argparse.ArgumentError:  # which the parser itself will say better
         return
     values = read_file(chosen.recipe, trusted=chosen.trust) if chosen.recipe else {}
-    task = find_task(chosen.task or values.get('task') or Recipe.task)
+    name = chosen.task or values.get('task') or Recipe.task
+    if name == Recipe.task:  # which has none, and whoever asks for help need not wait until it is imported
+        return
+    task = find_task(name)
     if task.Knobs is not None:
         group = parser.add_argument_group(f'Only in task {task.name}')
         for knob, field in fields_of(task.Knobs).items():
