@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write a row per trial')
     arguments = parser.parse_args(argv)
     import torch
+
+    import timm_rs.training.train  # noqa: F401  (once, and not in each run that is forked)
     torch.set_num_threads(1)  # threads do not survive a fork
     os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'] = '1'  # CUDA neither, not even to be asked whether it is there
     if not hasattr(os, 'fork'):
