@@ -70,7 +70,7 @@ def test_terminated_it_ends_the_compiler_too(tmp_path):
 @pytest.mark.xla
 def test_largest_batch_is_found_by_compiling(tool, compile_with, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(report, 'create_program', lambda recipe, num_devices: str(recipe.batch_size).encode())
-    monkeypatch.setattr(tool.Compiler, 'compile', lambda self, program, tpu, chips: COMPILED | dict(hlo=HLO) if int(
+    monkeypatch.setattr(Compiler, 'compile', lambda self, program, tpu, chips: COMPILED | dict(hlo=HLO) if int(
         program) <= 20 else dict(needed_bytes=3.0, hbm_bytes=2.0, compile_s=1.0, versions=''))
     out, row = compile_with(fake_python(tmp_path, COMPILED), '--tpu', 'v5e', '--largest-batch', '--batch-size', '32')
     assert 'out of memory' in out and '24 images per device do not fit' in out
