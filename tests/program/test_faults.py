@@ -505,6 +505,7 @@ def test_a_second_run_in_a_folder_ends_with_3_and_a_kill_frees_it(run, arguments
         evaluated = run(*arguments, '--eval', tmp_path / 'runs/a/last.pth.tar')
         assert evaluated.code == 0, evaluated.err
         first[0].kill()
+        first[0].wait()  # the kernel frees the lock when it has taken the process apart
         with started(*settings, '--resume', 'auto', folder=tmp_path / 'runs') as [third]:
             wait_for(third, 'resuming from checkpoint')
             wait_for(third, 'done in')
