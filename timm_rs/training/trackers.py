@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -46,8 +47,12 @@ class TensorBoard:
 
     def __init__(self, about: About):
         from torch.utils.tensorboard import SummaryWriter
+        folder = about.folder / 'tensorboard'
+        # It reads files in the order of their names, in which the second is what tells two of a process apart.
+        while any(folder.glob(f'events.out.tfevents.{int(time.time())}.*')):
+            time.sleep(0.05)
         # The purge makes TensorBoard forget, also while it watches, what it has read of the files before.
-        self.writer = SummaryWriter(str(about.folder / 'tensorboard'), purge_step=0)
+        self.writer = SummaryWriter(str(folder), purge_step=0)
 
     def log(self, epoch: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
