@@ -70,10 +70,13 @@ def scalars(events):
 def from_wandb(folder, id):
     """What the newest folder for `wandb sync` has: records of protobuf in blocks of LevelDB's log.
 
-    Two of one second differ in a number behind the id.
+    Newest by its name, with the second, and a number behind the id where there are two: what a killed run has left may
+    still be written to.
     """
     from wandb.proto.wandb_internal_pb2 import Record
-    data = max(folder.glob(f'wandb/offline-run-*-{id}*/*.wandb'), key=lambda path: path.stat().st_mtime).read_bytes()
+    newest = max(folder.glob(f'wandb/offline-run-*-{id}*'), key=lambda path: (
+        path.name.split('-')[2], int(path.name.partition(f'{id}-')[2] or 0)))
+    [data] = [path.read_bytes() for path in newest.glob('*.wandb')]
     place, whole, found = 7, b'', []
     while place + 7 <= len(data):
         if (1 << 15) - place % (1 << 15) < 7:
