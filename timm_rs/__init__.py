@@ -16,8 +16,8 @@ __version__ = '0.1.0'
 __all__ = ['evaluate', 'load_run', 'predict', 'read_recipe', 'train']
 
 
-def _register() -> None:
-    importlib.import_module('timm_rs.models')
+def _register() -> Any:
+    return importlib.import_module('timm_rs.models')
 
 
 class _AfterTimm(importlib.abc.MetaPathFinder):
@@ -46,7 +46,7 @@ else:
 
 def __getattr__(name: str) -> Any:
     if name == 'models':
-        return importlib.import_module('timm_rs.models')
+        return _register()
     if name in __all__:
         from . import api
         return getattr(api, name)

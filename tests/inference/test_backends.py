@@ -5,7 +5,7 @@ import torch
 
 import timm_rs.inference.backends
 from timm_rs.errors import UserError
-from timm_rs.inference.backends import inference_backends, is_available
+from timm_rs.inference.backends import RUNNERS, inference_backends, is_available
 from timm_rs.inference.options import BACKENDS
 
 NEARNESS = {'bf16': 0.05, 'int8': 0.3}  # of the largest logit; all others 1e-4
@@ -32,6 +32,10 @@ def _one_program():
         patch.setattr(timm_rs.inference.backends, 'to_program', lambda model, images: (
             made or made.append(make(model, images)), made[0])[1])
         yield
+
+
+def test_every_name_of_the_command_line_is_a_way_to_compute():
+    assert tuple(RUNNERS) == BACKENDS
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from timm_rs.device.torch_device import Device
 from timm_rs.errors import UserError
 from timm_rs.recipe.knobs import Recipe
+from timm_rs.tasks import find_task
 from timm_rs.tasks.classification import Classification, LabelCheck, TopK, WeightedCrossEntropy
+
+
+def test_the_default_task_has_no_options_of_its_own():
+    assert find_task(Recipe.task) is Classification and Classification.Knobs is None  # add_task_arguments relies on it
 
 
 def test_a_label_out_of_range_is_one_line():

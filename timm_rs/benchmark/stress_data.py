@@ -1,7 +1,7 @@
 """The data of the small runs that tools/stress_resume.py disturbs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,21 @@ SPLITS = {'train': 9, 'validation': 5}  # samples of each of three classes
 COLOURS = 135 * np.eye(3, dtype=int)  # which tell the classes
 
 
+def class_files(split: Path, count: int) -> Iterator[tuple[Path, int, int]]:
+    """Paths, without suffix, of `count` files in a new folder of `split` for each of three classes; class, number."""
+    for label in range(3):
+        (split / str(label)).mkdir(parents=True)
+        for index in range(count):
+            yield split / f'{label}/{index}', label, index
+
+
 def write_images(folder: Path) -> None:
     """The same few images as folders of classes and as shards, in `folder`/data; pseudo labels in `folder`/labels."""
     rng = np.random.default_rng(0)
     for split, count in SPLITS.items():
-        for label in range(3):
-            target = folder / 'data' / split / str(label)
-            target.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 120, (24, 24, 3)) + COLOURS[label]
-                Image.fromarray(pixels.astype(np.uint8)).save(target / f'{index}.jpg')
+        for path, label, _ in class_files(folder / 'data' / split, count):
+            pixels = rng.integers(0, 120, (24, 24, 3)) + COLOURS[label]
+            Image.fromarray(pixels.astype(np.uint8)).save(path.with_suffix('.jpg'))
         pack(TimmSamples(create_dataset('', root=str(folder / 'data' / split))), folder / 'data', split,
              short_side=0, num_shards=3)
     write_labels(folder / 'labels', folder / 'data/train')
@@ -53,12 +58,9 @@ def write_videos(folder: Path) -> None:
     """The same few videos as files in `folder`/videos, and as shards of their frames in `folder`/frames."""
     rng = np.random.default_rng(0)
     for split, count in SPLITS.items():
-        for label in range(3):
-            target = folder / 'videos' / split / str(label)
-            target.mkdir(parents=True)
-            for index in range(count):
-                clip = rng.integers(0, 120, (6 + index, 24, 32, 3)) + COLOURS[label]
-                write_video(target / f'{index}.mp4', clip.astype(np.uint8))
+        for path, label, index in class_files(folder / 'videos' / split, count):
+            clip = rng.integers(0, 120, (6 + index, 24, 32, 3)) + COLOURS[label]
+            write_video(path.with_suffix('.mp4'), clip.astype(np.uint8))
         pack(open_folder(str(folder / 'videos' / split)), folder / 'frames', split, num_shards=3, kind=FRAMES)
 
 

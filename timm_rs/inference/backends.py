@@ -20,7 +20,6 @@ from torch import nn
 from timm_rs.containers.programs import load_onnx
 from timm_rs.errors import UserError, first_line
 from timm_rs.inference.fold import fold_batch_norm
-from timm_rs.inference.options import BACKENDS
 from timm_rs.models.layers_3d import channels_last_layout
 
 Runner: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -35,15 +34,15 @@ def inference_backends(
     Args:
         model: on its device, where it stays as it is, as does its mode.
         images: an example, (N, C, H, W) float32 on the model's device; graphs are made for its height and width.
-        names: of `BACKENDS`.
+        names: of `RUNNERS`.
         calibration: images for int8, by default `images`; good for timing only when they are noise.
 
     Raises:
         UserError: an unknown name, a package that is missing, or a model that a back-end cannot take.
     """
-    wanted = [name for name in BACKENDS if is_available(name, images.device)] if names is None else list(names)
-    if unknown := [name for name in wanted if name not in BACKENDS]:
-        raise UserError(f'unknown back-end {unknown[0]}: there are {", ".join(BACKENDS)}')
+    wanted = [name for name in RUNNERS if is_available(name, images.device)] if names is None else list(names)
+    if unknown := [name for name in wanted if name not in RUNNERS]:
+        raise UserError(f'unknown back-end {unknown[0]}: there are {", ".join(RUNNERS)}')
     model = copy.deepcopy(model).eval()
     return {name: RUNNERS[name](model, images, images if calibration is None else calibration) for name in wanted}
 
@@ -246,9 +245,19 @@ def openvino_has_bf16() -> bool:
     return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
-RUNNERS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], Runner]] = dict(zip(BACKENDS, (
-    _eager, _channels_last, _folded, _folded_bf16, _compiled, _compiled_bf16, _onnxruntime, _onnxruntime_int8,
-    _openvino, _openvino_bf16, _openvino_int8), strict=True))
+RUNNERS: dict[str, Callable[[nn.Module, torch.Tensor, torch.Tensor], Runner]] = {  # as in options.BACKENDS
+    'eager': _eager,
+    'channels_last': _channels_last,
+    'folded': _folded,
+    'folded_bf16': _folded_bf16,
+    'compiled': _compiled,
+    'compiled_bf16': _compiled_bf16,
+    'onnxruntime': _onnxruntime,
+    'onnxruntime_int8': _onnxruntime_int8,
+    'openvino': _openvino,
+    'openvino_bf16': _openvino_bf16,
+    'openvino_int8': _openvino_int8,
+}
 
 
 # ---- packages that are not always there -------------------------------------------------------------------------
